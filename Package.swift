@@ -1,0 +1,74 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// What every Swift target is compiled with: Swift 6 mode, explicit existentials, narrow imports,
+/// and no warning left standing.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .treatAllWarnings(as: .error),
+]
+
+func system(_ name: String, pkgConfig: String, apt: String) -> Target {
+    .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([apt])])
+}
+
+let package = Package(
+    name: "margarine",
+    products: [
+        .executable(name: "margined", targets: ["margined"]),
+        .library(name: "Margarine", targets: ["Margarine"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+    ],
+    targets: [
+        // C: Debian's libraries as they are, and one target for what Swift cannot import.
+        system("CURing", pkgConfig: "liburing", apt: "liburing-dev"),
+        system("CCurl", pkgConfig: "libcurl", apt: "libcurl4-openssl-dev"),
+        system("CCrypto", pkgConfig: "libcrypto", apt: "libssl-dev"),
+        system("CZstd", pkgConfig: "libzstd", apt: "libzstd-dev"),
+        system("CXXHash", pkgConfig: "libxxhash", apt: "libxxhash-dev"),
+        system("CB2", pkgConfig: "libb2", apt: "libb2-dev"),
+        .target(name: "CLinux", dependencies: ["CURing"]),
+        .target(name: "CLibraries", dependencies: ["CCurl", "CXXHash"]),
+
+        // The rooms, each knowing only those above it.
+        .target(name: "Runtime", dependencies: ["CLinux"], swiftSettings: strict),
+        .target(name: "NBDProtocol", swiftSettings: strict),
+        .target(
+            name: "ObjectStore", dependencies: ["Runtime", "CLinux", "CLibraries", "CCurl", "CCrypto"],
+            swiftSettings: strict),
+        .target(
+            name: "BlockCache", dependencies: ["Runtime", "ObjectStore", "CLibraries", "CZstd", "CXXHash", "CLinux"],
+            swiftSettings: strict),
+        .target(
+            name: "Margarine",
+            dependencies: [
+                "Runtime", "NBDProtocol", "ObjectStore", "BlockCache", "CLinux", "CLibraries", "CXXHash", "CCrypto", "CB2",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "margined",
+            dependencies: [
+                "Margarine", "Runtime", "ObjectStore", "BlockCache",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "TOMLKit", package: "TOMLKit"),
+            ],
+            swiftSettings: strict),
+
+        .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
+        .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
+        .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),
+        .testTarget(name: "BlockCacheTests", dependencies: ["BlockCache", "ObjectStore", "Runtime"], swiftSettings: strict),
+        .testTarget(
+            name: "MargarineTests", dependencies: ["Margarine", "BlockCache", "ObjectStore", "NBDProtocol", "Runtime"],
+            swiftSettings: strict),
+    ]
+)
