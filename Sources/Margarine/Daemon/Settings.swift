@@ -1,0 +1,117 @@
+// What an operator can choose for one daemon, as plain values. `SettingKeys.swift` gives each its name, bounds and
+// text form; where the values come from (defaults, environment, file, flags) is the command's business.
+//
+// Always holds once `validate` passed: every value is within its bounds, and the addresses are well formed.
+
+/// What to do with a disk that another server owns.
+public enum Takeover: String, Sendable, Codable, CaseIterable {
+    /// Take it only when the owner's heartbeat has stopped for `ownerDeadAfterMs`.
+    case dead
+    /// Take it at once. The old owner's head no longer swaps, so it loses the disk and says so.
+    case force
+}
+
+/// An address to listen on: `127.0.0.1:10809`, `[::1]:10809`, `name:10809`; port 0 lets the kernel choose.
+public struct ListenAddress: Sendable, Equatable, CustomStringConvertible {
+    public var host: String
+    public var port: UInt16
+    public init(host: String, port: UInt16) {
+        self.host = host
+        self.port = port
+    }
+    /// nil when `text` is not `HOST:PORT`. An IPv6 host stands in brackets.
+    public init?(_ text: String) {
+        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+            return nil
+        }
+        var host = text[..<colon]
+        if host.hasPrefix("[") && host.hasSuffix("]") {
+            host = host.dropFirst().dropLast()
+            if !host.contains(":") { return nil }
+        } else if host.contains(":") || host.contains("[") || host.contains("]") {
+            return nil
+        }
+        if host.isEmpty || host.contains(where: { $0.isWhitespace || $0 == "/" }) { return nil }
+        self.init(host: String(host), port: port)
+    }
+    public var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
+}
+
+public struct Settings: Sendable, Equatable {
+    /// Where the disks are: `file:///path` or `s3://bucket/prefix?endpoint=…&region=…`. Needed.
+    public var store: String?
+
+    // Places.
+    /// Directory of the journals (precious) and cached blocks (not so) of this daemon, and of no other.
+    public var scratch = "/var/lib/margined"
+    /// TCP addresses to serve NBD on.
+    public var listen: [ListenAddress] = []
+    /// Paths of unix sockets to serve NBD on. They are made at start and removed at the end.
+    public var unix: [String] = []
+    /// Path of the control socket; nil is `control.sock` in the scratch directory.
+    public var control: String?
+
+    // Budgets, in bytes.
+    /// Slices kept in memory for all disks together.
+    public var memoryCacheBytes: UInt64 = 512 << 20
+    /// Dirty pages of all disks held in memory; beyond it they are read back from the journal.
+    public var dirtyMemoryBytes: UInt64 = 256 << 20
+    /// Block files kept on the scratch directory.
+    public var scratchCacheBytes: UInt64 = 10 << 30
+    /// Journals of all disks together. A disk's writers wait while it is full.
+    public var journalBytes: UInt64 = 16 << 30
+    /// Journal of one disk. Its writers wait while it is full.
+    public var journalPerDiskBytes: UInt64 = 4 << 30
+
+    // Commits.
+    /// Once a safe point is this old, its commit is under way. Milliseconds.
+    public var commitIntervalMs: Int64 = 5000
+    /// Objects written to the store at once by one commit.
+    public var uploads = 8
+
+    // The store.
+    /// Connections to the store at most (S3).
+    public var storeConnections = 32
+    /// How often this server's heartbeat object is written while it owns a disk. Milliseconds.
+    public var heartbeatIntervalMs: Int64 = 5000
+    /// A server whose heartbeat has not changed for this long is dead to others. Milliseconds.
+    public var ownerDeadAfterMs: Int64 = 30_000
+    /// What to do with disks that other servers own.
+    public var takeover = Takeover.dead
+
+    // Clients.
+    /// A request that cannot be answered by then fails with EIO; below the client's own limit. Milliseconds.
+    public var readTimeoutMs: Int64 = 25_000
+    /// A client that has not finished its handshake by then is dropped. Milliseconds.
+    public var handshakeTimeoutMs: Int64 = 10_000
+    /// NBD connections at once; more are refused.
+    public var maxConnections = 4096
+
+    // The process.
+    /// Event loops (threads that own connections and disks), started when first needed. 0: twice the cores, at least 8.
+    public var loops = 0
+    /// Threads for compression and checksums. 0: one for each core.
+    public var workers = 0
+    /// SIGTERM waits this long for commits; what is not committed then stays in the journal. Milliseconds.
+    public var drainTimeoutMs: Int64 = 60_000
+    /// Least severe messages that are logged.
+    public var logLevel = LogLevel.info
+
+    /// What `disk create` gives a disk where its flags say nothing.
+    public var newDisk = DiskOptions()
+
+    public init() {}
+
+    /// The path of the control socket.
+    public var controlPath: String { control ?? scratch + "/control.sock" }
+
+    /// `loops`, with 0 worked out for a machine of `cores`.
+    public func loopCount(cores: Int) -> Int { loops != 0 ? loops : max(8, 2 * cores) }
+    /// `workers`, with 0 worked out for a machine of `cores`.
+    public func workerCount(cores: Int) -> Int { workers != 0 ? workers : max(1, cores) }
+}
+
+/// How severe a message must be to be logged. The names are swift-log's.
+public enum LogLevel: String, Sendable, CaseIterable {
+    case trace, debug, info, notice, warning, error, critical
+}

@@ -1,0 +1,124 @@
+// The configuration file: TOML, read by TOMLKit and held against the table of keys. Every complaint names file and line.
+
+import Foundation
+import Margarine
+import TOMLKit
+
+enum ConfigFile {
+    /// Puts everything the file sets into `settings`.
+    /// - Throws: `Failure` for the first thing in it that is wrong, as `FILE:LINE: what`.
+    static func load(_ path: String, into settings: inout Settings) throws {
+        let text: String
+        do {
+            let handle = try FileHandle(forReadingFrom: URL(fileURLWithPath: path))
+            let bytes = try handle.read(upToCount: limitBytes + 1) ?? Data()
+            guard bytes.count <= limitBytes else {
+                throw Failure("\(path): larger than \(limitBytes) bytes: no configuration")
+            }
+            guard let decoded = String(bytes: bytes, encoding: .utf8) else {
+                throw Failure("\(path): not UTF-8: save it as plain text")
+            }
+            text = decoded
+        } catch let failure as Failure {
+            throw failure
+        } catch {
+            throw Failure("cannot read the configuration '\(path)': \(reason(error))")
+        }
+        try apply(text, named: path, to: &settings)
+    }
+
+    /// As `load`, from text.
+    static func apply(_ text: String, named path: String, to settings: inout Settings) throws {
+        let root: TOMLTable
+        do {
+            root = try TOMLTable(string: text)
+        } catch let error as TOMLParseError {
+            throw Failure("\(path):\(error.source.begin.line): \(error.description)")
+        }
+        let lines = TOMLLines(text)
+        var complaints: [(line: Int, text: String)] = []
+        func complain(_ keyPath: [String], _ what: String) {
+            complaints.append((lines.line(of: keyPath), what))
+        }
+        func take(_ table: TOMLTable, _ tableName: String) {
+            let place = tableName.isEmpty ? "at the top" : "in [\(tableName)]"
+            for (name, value) in entries(table) {
+                let keyPath = tableName.isEmpty ? [name] : [tableName, name]
+                guard let key = SettingKey.all.first(where: { $0.table == tableName && $0.name == name }) else {
+                    complain(keyPath, unknown(name, place, tableName))
+                    continue
+                }
+                guard let given = settingValue(value) else {
+                    complain(keyPath, "'\(name)' \(place) is a \(value.type): it takes a \(key.form)")
+                    continue
+                }
+                do { try key.set(given, &settings) } catch { complain(keyPath, "'\(name)' \(place) \(error)") }
+            }
+        }
+        let top = TOMLTable()
+        for (name, value) in entries(root) {
+            guard SettingKey.tables.contains(name) else {
+                if let table = value.table {
+                    if SettingKey.all.contains(where: { $0.table.isEmpty && $0.name == name }) {
+                        complain([name], "'\(name)' is a table: it takes a value")
+                    } else {
+                        let near = SettingKey.closest(to: name, among: SettingKey.tables)
+                        complain([name], "unknown table [\(name)]" + (near.map { "; did you mean [\($0)]?" } ?? ""))
+                    }
+                    _ = table
+                } else {
+                    top[name] = value
+                }
+                continue
+            }
+            guard let table = value.table else {
+                complain([name], "'\(name)' is a \(value.type): it is a table, [\(name)]")
+                continue
+            }
+            take(table, name)
+        }
+        take(top, "")
+        if let first = complaints.min(by: { $0.line < $1.line }) {
+            throw Failure("\(path):\(first.line): \(first.text)")
+        }
+        do { try settings.validate() } catch { throw Failure("\(path): \(error)") }
+    }
+
+    private static let limitBytes = 1 << 20
+
+    private static func entries(_ table: TOMLTable) -> [(String, TOMLValue)] {
+        table.keys.compactMap { key in table[key].map { (key, $0.tomlValue) } }
+    }
+
+    private static func settingValue(_ value: TOMLValue) -> SettingValue? {
+        switch value.type {
+        case .string: value.string.map(SettingValue.text)
+        case .int: value.int.map { .number(Int64($0)) }
+        case .array:
+            value.array.flatMap { array in
+                let strings = array.map { $0.tomlValue.string }
+                return strings.contains(nil) ? nil : .list(strings.compactMap(\.self))
+            }
+        default: nil
+        }
+    }
+
+    private static func unknown(_ name: String, _ place: String, _ table: String) -> String {
+        let text = "unknown key '\(name)' \(place)"
+        if let key = SettingKey.named(name) {
+            return text + "; it belongs " + (key.table.isEmpty ? "at the top" : "in [\(key.table)]")
+        }
+        let here = SettingKey.all.filter { $0.table == table }.map(\.name)
+        guard let near = SettingKey.closest(to: name, among: here) else {
+            return text + "; known are " + here.joined(separator: ", ")
+        }
+        return text + "; did you mean '\(near)'?"
+    }
+
+    /// Foundation's errors as the kernel puts them.
+    private static func reason(_ error: any Error) -> String {
+        let underlying = (error as NSError).userInfo[NSUnderlyingErrorKey] as? NSError ?? error as NSError
+        if underlying.domain == NSPOSIXErrorDomain { return errnoText(Int32(underlying.code)) }
+        return error.localizedDescription
+    }
+}

@@ -1,0 +1,53 @@
+// Where the store and all other settings come from: defaults, then MARGARINE_STORE, then the file, then flags.
+
+import ArgumentParser
+import Foundation
+import Margarine
+
+/// `--store` and `--config`, which every command that touches a store takes.
+struct StoreOptions: ParsableArguments {
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "The store: file:///path or s3://bucket/prefix?endpoint=URL&region=R. Default: the configuration's, then MARGARINE_STORE.",
+            valueName: "url"))
+    var store: String?
+
+    @Option(name: .long, help: ArgumentHelp("Configuration file (TOML); see margined.toml(5).", valueName: "file"))
+    var config: String?
+
+    /// Environment and file; flags come over it.
+    func settings() throws -> Settings {
+        var settings = Settings()
+        let environment = ProcessInfo.processInfo.environment
+        if let url = environment["MARGARINE_STORE"], !url.isEmpty { settings.store = url }
+        // systemd gives a service its own directory.
+        if let directory = environment["STATE_DIRECTORY"]?.split(separator: ":").first {
+            settings.scratch = String(directory)
+        }
+        if let config { try ConfigFile.load(config, into: &settings) }
+        if let store { settings.store = store }
+        return settings
+    }
+
+    /// The store's URL, from wherever it is given.
+    func url() throws -> String {
+        guard let url = try settings().store else {
+            throw ValidationError(
+                "no store is given: use --store URL, 'store' in the --config file, or MARGARINE_STORE")
+        }
+        return url
+    }
+}
+
+extension Settings {
+    /// Sets a key from a flag's text.
+    /// - Throws: `ValidationError` naming `flag`.
+    mutating func set(_ name: String, _ text: String, flag: String) throws {
+        guard let key = SettingKey.named(name) else {
+            let near = SettingKey.closest(to: name, among: SettingKey.all.map(\.name))
+            throw ValidationError("\(flag): unknown key '\(name)'" + (near.map { "; did you mean '\($0)'?" } ?? ""))
+        }
+        do { try key.set(.text(text), &self) } catch { throw ValidationError("\(flag): '\(name)' \(error)") }
+    }
+}
