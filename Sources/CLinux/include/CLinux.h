@@ -12,6 +12,11 @@ extern "C" {
 /// CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin). What btrfs calls csum type 0.
 uint32_t mg_crc32c(uint32_t crc, const void *data, size_t length);
 
+// Threads.
+
+/// Names the calling thread, at most 15 bytes of it, for `top -H` and debuggers.
+void mg_name_thread(const char *name);
+
 #ifdef __cplusplus
 }
 #endif
