@@ -1,0 +1,147 @@
+// The one small mutable object of a disk: which generation is current, who owns the disk, what its owner promised.
+// Whoever swaps it decides; nothing else in the store is ever replaced.
+//
+// Always holds: epoch and generation only grow, also over a tombstone; `record` is the current generation, whole.
+
+package import BlockCache
+
+package struct Head: Sendable, Equatable, Codable {
+    /// The server that has the disk.
+    package struct Owner: Sendable, Equatable, Codable {
+        /// Its id, as in `servers/<id>`.
+        package var server: String
+        /// For people.
+        package var host: String
+        /// Wall clock, milliseconds since 1970.
+        package var sinceMs: Int64
+        package init(server: String, host: String, sinceMs: Int64) {
+            self.server = server
+            self.host = host
+            self.sinceMs = sinceMs
+        }
+    }
+
+    /// Tells this disk from others that had, have or will have its name.
+    package var diskID: ObjectID
+    package var name: String
+    package var sizeBytes: UInt64
+    package var options: DiskOptions
+    /// Number of the current generation. A disk without one (`record` nil) counts on from what its name had before: 0
+    /// for a name that is new.
+    package var generation: UInt64
+    /// The fencing number: every attachment, release and take-over raises it.
+    package var epoch: UInt64
+    package var owner: Owner?
+    /// The named session that is attached or whose end is not known; nil if there is none or it ended cleanly.
+    package var session: String?
+    /// Named sessions whose acknowledged writes went lost: refused for ever. Newest last, at most `maxLostSessions`.
+    package private(set) var lostSessions: [String]
+    package var createdAtMs: Int64
+    /// A tombstone: the disk was deleted, and its name is free.
+    package var deleted: Bool
+    /// The current generation; nil: the disk is empty, all zeroes.
+    package private(set) var record: GenerationRecord?
+    /// Random in every write, so that a write can be told from one with the same content.
+    package internal(set) var nonce: ObjectID
+
+    package static let maxLostSessions = 64
+    /// Longest name of a session in bytes.
+    package static let maxSessionBytes = 128
+    static let format = 1
+
+    /// The head of a disk that has never been written.
+    package init(diskID: ObjectID, name: String, sizeBytes: UInt64, options: DiskOptions, createdAtMs: Int64) {
+        self.diskID = diskID
+        self.name = name
+        self.sizeBytes = sizeBytes
+        self.options = options
+        self.createdAtMs = createdAtMs
+        generation = 0
+        epoch = 0
+        lostSessions = []
+        deleted = false
+        nonce = ObjectID(high: 0, low: 0)
+    }
+
+    // What people and the committer ask of the current generation.
+    package var usedBlocks: UInt64 { record?.usedBlocks ?? 0 }
+    package var storedBytes: UInt64 { record?.storedBytes ?? 0 }
+    /// nil before the first commit.
+    package var committedAtMs: Int64? { record?.committedAtMs }
+    /// The journal record number that the current generation contains, of the journal of epoch `record.epoch`.
+    package var journalSequence: UInt64 { record?.journalSequence ?? 0 }
+
+    /// Makes `record` the current generation; it must follow the present one.
+    package mutating func advance(to record: GenerationRecord) {
+        precondition(record.diskID == diskID && record.generation > generation && record.epoch == epoch)
+        generation = record.generation
+        self.record = record
+    }
+
+    /// Notes that the session's acknowledged writes are lost. The oldest note leaves when there are too many.
+    package mutating func lose(session: String) {
+        lostSessions.removeAll { $0 == session }
+        lostSessions.append(session)
+        lostSessions.removeFirst(max(0, lostSessions.count - Self.maxLostSessions))
+    }
+
+    /// The manifest of the current generation, at the size that the disk has now. No I/O.
+    package func manifest(cache: ManifestCache) -> Manifest {
+        guard let record else { return .empty(sizeBytes: sizeBytes, cache: cache) }
+        return .open(record, cache: cache)
+    }
+
+    package static func key(disk name: String) -> String { "disks/\(name)/head" }
+
+    func encoded() -> [UInt8] { ControlObject.seal(self, kind: "head", format: Self.format) }
+
+    /// Reads and checks the head stored for `name`.
+    static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
+        let what = "the head of disk '\(name)'"
+        let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
+        guard head.name == name, DiskSize.isValid(head.sizeBytes), head.options.resumeWindowMs >= 0,
+            head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
+            head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch
+        else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
+        try head.record?.check(what: what)
+        return head
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case diskID, name, sizeBytes, options, generation, epoch, owner, session, lostSessions, createdAtMs, deleted, record, nonce
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let c = try decoder.container(keyedBy: CodingKeys.self)
+        diskID = try c.decodeObjectID(.diskID)
+        name = try c.decode(String.self, forKey: .name)
+        sizeBytes = try c.decode(UInt64.self, forKey: .sizeBytes)
+        options = try c.decode(DiskOptions.self, forKey: .options)
+        generation = try c.decode(UInt64.self, forKey: .generation)
+        epoch = try c.decode(UInt64.self, forKey: .epoch)
+        owner = try c.decodeIfPresent(Owner.self, forKey: .owner)
+        session = try c.decodeIfPresent(String.self, forKey: .session)
+        lostSessions = try c.decode([String].self, forKey: .lostSessions)
+        createdAtMs = try c.decode(Int64.self, forKey: .createdAtMs)
+        deleted = try c.decode(Bool.self, forKey: .deleted)
+        record = try c.decodeIfPresent(GenerationRecord.self, forKey: .record)
+        nonce = try c.decodeObjectID(.nonce)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var c = encoder.container(keyedBy: CodingKeys.self)
+        try c.encode(diskID.description, forKey: .diskID)
+        try c.encode(name, forKey: .name)
+        try c.encode(sizeBytes, forKey: .sizeBytes)
+        try c.encode(options, forKey: .options)
+        try c.encode(generation, forKey: .generation)
+        try c.encode(epoch, forKey: .epoch)
+        try c.encodeIfPresent(owner, forKey: .owner)
+        try c.encodeIfPresent(session, forKey: .session)
+        try c.encode(lostSessions, forKey: .lostSessions)
+        try c.encode(createdAtMs, forKey: .createdAtMs)
+        try c.encode(deleted, forKey: .deleted)
+        try c.encodeIfPresent(record, forKey: .record)
+        try c.encode(nonce.description, forKey: .nonce)
+    }
+}
