@@ -1,0 +1,117 @@
+// The disk requests of one loop: on its io_uring, or on a few threads where there is none.
+//
+// Always holds: at most `limit` requests are with the kernel, the others wait in order; a completion runs on the loop,
+// never within the call that made the request; a request keeps its descriptor open until then.
+
+import CLinux
+import Glibc
+
+/// Owned by its loop.
+final class DiskQueue: @unchecked Sendable {  // owned by its loop's thread once that runs
+    /// Set by the loop that owns this.
+    unowned(unsafe) var loop: Loop!
+    private var ring: OpaquePointer?
+    let ringRefusal: String?
+
+    private var underWay = 0
+    private var unsubmitted = 0
+    private var waiting: [DiskOperation] = []
+    private var nextWaiting = 0
+    private let completions = UnsafeMutablePointer<mg_completion>.allocate(capacity: DiskQueue.limit)
+    private(set) var mustRetrySubmit = false
+
+    /// Requests with the kernel at once.
+    static let limit = 128
+    private static let pool = WorkerPool(name: "scratch", threads: 4)
+
+    init(ring wanted: Bool) {
+        var ring: OpaquePointer?
+        let error = wanted ? mg_ring_create(UInt32(DiskQueue.limit), &ring) : -ENOSYS
+        self.ring = error == 0 ? ring : nil
+        ringRefusal =
+            error == 0
+            ? nil
+            : "io_uring can't be used (\(errnoText(-error))), scratch I/O goes to threads and costs more CPU: allow it in the"
+                + " container's seccomp profile and set sysctl kernel.io_uring_disabled=0"
+    }
+
+    deinit {
+        close()
+        completions.deallocate()
+    }
+
+    /// Polls readable while completions wait; nil without a ring.
+    var ringDescriptor: Int32? { ring.map { mg_ring_fd($0) } }
+    var isIdle: Bool { underWay == 0 && nextWaiting == waiting.count }
+
+    func close() {
+        precondition(isIdle)
+        if let ring { mg_ring_destroy(ring) }
+        ring = nil
+    }
+
+    /// Begins `operation` with the end of this turn.
+    func start(_ operation: DiskOperation) {
+        if underWay < DiskQueue.limit {
+            issue(operation)
+        } else {
+            waiting.append(operation)
+        }
+    }
+
+    private func issue(_ operation: DiskOperation) {
+        underWay += 1
+        let reference = Unmanaged.passRetained(operation)
+        if let ring {
+            let queued = operation.prepare(on: ring, data: UInt64(UInt(bitPattern: reference.toOpaque())))
+            precondition(queued, "the ring has a place for each request under way")
+            unsubmitted += 1
+        } else {
+            DiskQueue.pool.run { [loop = loop!] in
+                let result = reference._withUnsafeGuaranteedRef { $0.perform() }
+                loop.post { loop.disk.completed(reference.takeRetainedValue(), result) }
+            }
+        }
+    }
+
+    private func completed(_ operation: DiskOperation, _ result: Int) {
+        underWay -= 1
+        switch operation.advance(result) {
+        case .again: issue(operation)
+        case .finished(let error): operation.done(error)
+        }
+        while underWay < DiskQueue.limit, nextWaiting < waiting.count {
+            let next = waiting[nextWaiting]
+            nextWaiting += 1
+            if nextWaiting == waiting.count || nextWaiting >= 1024 {
+                waiting.removeFirst(nextWaiting)
+                nextWaiting = 0
+            }
+            issue(next)
+        }
+    }
+
+    /// Runs the completions that are there.
+    func reap() {
+        guard let ring, underWay > 0 else { return }
+        let count = Int(mg_ring_reap(ring, completions, UInt32(DiskQueue.limit)))
+        for index in 0..<count {
+            let completion = completions[index]
+            let reference = UnsafeRawPointer(bitPattern: UInt(completion.data))!
+            completed(Unmanaged<DiskOperation>.fromOpaque(reference).takeRetainedValue(), Int(completion.result))
+        }
+    }
+
+    /// Hands this turn's requests to the kernel, in one call.
+    func submit() {
+        guard let ring, unsubmitted > 0 else { return }
+        let taken = mg_ring_submit(ring)
+        if taken >= 0 {
+            unsubmitted -= Int(taken)
+        } else {
+            precondition(
+                taken == -EAGAIN || taken == -EBUSY || taken == -EINTR, "io_uring_enter: \(errnoText(-taken))")
+        }
+        mustRetrySubmit = unsubmitted > 0
+    }
+}
