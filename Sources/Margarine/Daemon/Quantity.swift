@@ -11,10 +11,7 @@ public struct QuantityError: Error, Equatable, CustomStringConvertible {
 public enum ByteSize {
     private static let letters: [Character] = ["K", "M", "G", "T", "P", "E"]
 
-    /// The largest size of a disk: 16 EiB less one page, for NBD counts bytes in 64 bits. `16E` is read as this.
-    public static let largest = UInt64.max - 4095
-
-    /// Reads a size: digits with an optional suffix, for example `4096`, `512K`, `10G`, `10GiB`, `16E`.
+    /// Reads a size: digits with an optional suffix, for example `4096`, `512K`, `10G`, `10GiB`.
     /// - Throws: what is wrong with `text`, naming it.
     public static func parse(_ text: String) throws(QuantityError) -> UInt64 {
         func wrong(_ why: String) -> QuantityError {
@@ -36,16 +33,14 @@ public enum ByteSize {
         } else {
             throw wrong("the suffix may be K, M, G, T, P or E (powers of 1024), as in 10G")
         }
-        guard let count = UInt64(digits) else { throw wrong("it is larger than 16 EiB") }
-        if power == 6 && count == 16 { return largest }
+        guard let count = UInt64(digits) else { throw wrong("it does not fit 64 bits") }
         let (bytes, overflow) = count.multipliedReportingOverflow(by: 1 << UInt64(10 * power))
-        if overflow { throw wrong("it is larger than 16 EiB") }
+        if overflow { throw wrong("it does not fit 64 bits") }
         return bytes
     }
 
     /// The shortest exact text: `10G`, `1536M`, `4097`.
     public static func text(_ bytes: UInt64) -> String {
-        if bytes == largest { return "16E" }
         var value = bytes
         var power = 0
         while value != 0, value % 1024 == 0, power < letters.count {

@@ -1,0 +1,91 @@
+#!/bin/bash
+# Everything that CI runs: Scripts/test.sh [STAGE...]     (--list names the stages)
+# Needs Debian 12 and a Swift toolchain; installs the rest by apt. Each stage's output goes to var/test/STAGE.log; the end of
+# it is shown when the stage fails. Exit status 1 if anything failed. A stage that this machine cannot run is skipped, and
+# says why. LONG=1 runs the long forms of the system tests.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+root=$PWD
+self=$root/Scripts/test.sh
+. Scripts/toolchain.sh
+
+# One configuration for everything, so that unit tests and the daemon share one build.
+flags=(-c release -Xswiftc -enable-testing)
+export MARGINED=$root/.build/release/margined
+form=(--quick)
+[ -z "${LONG:-}" ] || form=()
+
+stage_deps() { Scripts/install-deps.sh build test; }
+stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1; }
+stage_format() { swift format lint --strict --recursive Sources Tests Package.swift; }
+stage_unit() { swift test "${flags[@]}" --skip-build 2>&1; }
+stage_cli() { Tests/cli/run.sh; }
+stage_nbd() { run_if_there Tests/nbd/run.py /usr/bin/python3; }
+stage_servers() { run_if_there Tests/servers/run.sh bash; }
+stage_clients() { bed clients file; }
+stage_deadwrite() { bed deadwrite file; }
+stage_ownership() { bed ownership file; }
+stage_crash() { bed crash file; }
+stage_btrfs() { bed btrfs file; }
+stage_outage() { bed outage s3check; }
+stage_scale() { bed scale file; }
+stage_crash-s3() { bed crash s3check; }
+stage_btrfs-s3() { bed btrfs s3check; }
+stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
+all=(deps build format unit cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph)
+
+# 77 is what a test that cannot run here ends with.
+run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }
+bed() {
+  [ -e "Tests/system/$1.sh" ] || { echo "no Tests/system/$1.sh in this tree"; return 77; }
+  STORE_KIND=$2 "Tests/system/$1.sh" ${form[@]+"${form[@]}"}
+}
+
+# For itself: one stage, with its output as it comes.
+if [ "${1:-}" = --in-this-process ]; then
+  find_swift
+  "stage_$2"
+  exit
+fi
+if [ "${1:-}" = --list ]; then printf '%s\n' "${all[@]}"; exit 0; fi
+stages=("$@")
+if [ $# = 0 ]; then
+  for stage in "${all[@]}"; do
+    # Ceph takes some hundred megabytes of packages: in CI, and when asked for by name.
+    [[ $stage == *-ceph && -z ${CI:-} ]] || stages+=("$stage")
+  done
+elif [[ " $* " != *" build "* ]] && [ "$*" != deps ] && [ "$*" != format ]; then
+  stages=(build "$@")
+fi
+for stage in "${stages[@]}"; do
+  [[ " ${all[*]} " == *" $stage "* ]] || { echo "test.sh: unknown stage '$stage'; known are ${all[*]}" >&2; exit 64; }
+done
+find_swift
+
+logs=$root/var/test
+mkdir -p "$logs"
+passed=0 failed=0 skipped=0 failures=()
+began=$SECONDS
+for stage in "${stages[@]}"; do
+  start=$SECONDS
+  # A stage that hangs must not take the run with it: `timeout` ends its whole process group.
+  status=0
+  timeout -k 20 "${STAGE_LIMIT_SECONDS:-900}" "$self" --in-this-process "$stage" >"$logs/$stage.log" 2>&1 </dev/null || status=$?
+  [ "$status" != 124 ] || echo "test.sh: over the limit of a stage, ended" >>"$logs/$stage.log"
+  took=$((SECONDS - start))
+  case $status in
+    0) passed=$((passed + 1)); printf '%-12s passed   %4d s  %s\n' "$stage" "$took" "$(grep -E ' (tests?|checks?|runs?) |passed' "$logs/$stage.log" | tail -n 1 | cut -c 1-120)" ;;
+    77) skipped=$((skipped + 1)); printf '%-12s skipped  %4d s  %s\n' "$stage" "$took" "$(tail -n 1 "$logs/$stage.log" | cut -c 1-160)" ;;
+    *)
+      failed=$((failed + 1)) failures+=("$stage")
+      printf '%-12s FAILED   %4d s  status %d, see var/test/%s.log\n' "$stage" "$took" "$status" "$stage"
+      tail -n 60 "$logs/$stage.log" | sed 's/^/    /'
+      # Without these, nothing that follows means anything.
+      case $stage in deps | build) break ;; esac
+      ;;
+  esac
+done
+printf '%d passed, %d failed, %d skipped' "$passed" "$failed" "$skipped"
+[ "$failed" = 0 ] || printf ' (failed: %s)' "${failures[*]}"
+printf '; %d s\n' "$((SECONDS - began))"
+[ "$failed" = 0 ]
