@@ -85,6 +85,22 @@ package struct Head: Sendable, Equatable, Codable {
         lostSessions.removeFirst(max(0, lostSessions.count - Self.maxLostSessions))
     }
 
+    /// Takes the disk from whoever has it: no swap of theirs wins any more, and their session's writes are lost.
+    package mutating func dispossess() {
+        epoch += 1
+        owner = nil
+        if let session { lose(session: session) }
+        session = nil
+    }
+
+    /// Makes the head a tombstone.
+    package mutating func bury() {
+        dispossess()
+        deleted = true
+        record = nil
+        lostSessions = []
+    }
+
     /// The manifest of the current generation, at the size that the disk has now. No I/O.
     package func manifest(cache: ManifestCache) -> Manifest {
         guard let record else { return .empty(sizeBytes: sizeBytes, cache: cache) }
@@ -99,7 +115,7 @@ package struct Head: Sendable, Equatable, Codable {
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
         let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
-        guard head.name == name, DiskSize.isValid(head.sizeBytes), head.options.resumeWindowMs >= 0,
+        guard head.name == name, DiskSize.isValid(head.sizeBytes), (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
             head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
             head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }

@@ -12,6 +12,17 @@ package enum HeadSwap: Sendable {
     case lost(Head?, ETag?)
 }
 
+/// How an owner's change of its head ended.
+package enum HeadUpdate: Sendable {
+    /// Stored, with what others changed meanwhile (options, size).
+    case done(Head, ETag)
+    /// The head is still ours and has another generation: an earlier swap of ours, whose answer was lost, took effect.
+    /// Nothing was changed.
+    case stale(Head, ETag)
+    /// The disk is another's, or nobody's, or deleted: stop serving it.
+    case lost(Head?)
+}
+
 package struct HeadStore: Sendable {
     package let bucket: any Bucket
     package let environment: any Environment
@@ -37,7 +48,7 @@ package struct HeadStore: Sendable {
     /// Replaces the head that has the tag `expecting` (nil: there is none) by `head`, with a fresh nonce. Unclear answers
     /// are settled by reading back.
     ///
-    /// Before a new generation is swapped in, the one it replaces is recorded: see `archive`.
+    /// Before a head with a new generation is swapped in, the one it replaces must be archived; `update` sees to that.
     ///
     /// - Throws: `.store(.unclear)` when even reading back failed: load the head before going on. Any other error means
     ///   that nothing was changed.
@@ -53,6 +64,37 @@ package struct HeadStore: Sendable {
         case .lost(nil): return .lost(nil, nil)
         case .lost(let object?): return .lost(try Head.decode(object.bytes, name: head.name), object.etag)
         }
+    }
+
+    /// Changes a head that this server owns, as it knows it. Beside it others may change options and size: then the change
+    /// is made to the head as it is now. When `change` advances the generation, the one before is archived first.
+    ///
+    /// - Parameter change: what to change; may be called several times, each time with a head of the same owner, epoch and
+    ///   generation.
+    package func update(
+        _ head: Head, _ etag: ETag, change: (inout Head) -> Void
+    ) async throws(CatalogError) -> HeadUpdate {
+        var current = (head: head, etag: etag)
+        var isArchived = false
+        for _ in 0..<Catalog.maxAttempts {
+            var new = current.head
+            change(&new)
+            if new.generation != current.head.generation, !isArchived {
+                try await archive(current.head)
+                isArchived = true
+            }
+            switch try await swap(new, expecting: current.etag) {
+            case .won(let etag): return .done(new, etag)
+            case .lost(let found?, let etag?):
+                guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner == head.owner else {
+                    return .lost(found)
+                }
+                if found.generation != head.generation { return .stale(found, etag) }
+                current = (found, etag)
+            case .lost: return .lost(nil)
+            }
+        }
+        throw Catalog.conflict(head.name)
     }
 
     /// Puts the record of the current generation of a stored head under its key, where history finds it. Must have been

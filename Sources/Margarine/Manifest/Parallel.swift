@@ -1,22 +1,20 @@
 // Many calls on a store at once, within a bound. Child tasks run where their parent's executor is; the bodies touch
 // nothing but what they are given.
 
-import ObjectStore
-
 /// Runs `body` for every item, at most `limit` at a time, and gives the results in the order of the items. The first error
 /// ends it: items not begun are not begun.
-func inParallel<Item: Sendable, Result: Sendable>(
-    _ items: [Item], limit: Int, _ body: @escaping @Sendable (Item) async throws(StoreError) -> Result
-) async throws(StoreError) -> [Result] {
-    typealias Outcome = Swift.Result<Result, StoreError>
+func inParallel<Item: Sendable, Result: Sendable, Failure: Error>(
+    _ items: [Item], limit: Int, _ body: @escaping @Sendable (Item) async throws(Failure) -> Result
+) async throws(Failure) -> [Result] {
+    typealias Outcome = Swift.Result<Result, Failure>
     @Sendable func run(_ item: Item) async -> Outcome {
-        do throws(StoreError) { return .success(try await body(item)) } catch { return .failure(error) }
+        do throws(Failure) { return .success(try await body(item)) } catch { return .failure(error) }
     }
     if items.count == 1 { return [try await body(items[0])] }
     var results: [Result?] = Array(repeating: nil, count: items.count)
-    let failure: StoreError? = await withTaskGroup(of: (Int, Outcome).self) { group in
+    let failure: Failure? = await withTaskGroup(of: (Int, Outcome).self) { group in
         var begun = 0
-        var failure: StoreError?
+        var failure: Failure?
         while begun < min(limit, items.count) {
             let index = begun
             group.addTask { (index, await run(items[index])) }

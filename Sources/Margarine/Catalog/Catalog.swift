@@ -1,0 +1,205 @@
+// What can be done to disks on the store itself: beside running daemons and without any. Every change is a
+// compare-and-swap of the head, begun again when another writer was faster.
+//
+// Always holds: a change that takes the disk from an owner raises the epoch, so the owner's next swap fails and it
+// stops; a change that does not (options, a larger size) leaves epoch, owner and generation alone, and the owner takes
+// it over at its next swap (`HeadStore.update`).
+
+package import ObjectStore
+import Runtime
+
+package struct Catalog: Sendable {
+    package let store: Store
+    let process: ProcessProbe
+    /// Swaps tried before a change is given up: each lost one means that another writer got on.
+    static let maxAttempts = 16
+
+    /// - Parameter process: how to find out whether a server's process runs.
+    package init(_ store: Store, process: @escaping ProcessProbe = LocalProcess.state) {
+        self.store = store
+        self.process = process
+    }
+
+    // MARK: Looking
+
+    /// All disks, by name.
+    package func list() async throws(CatalogError) -> [DiskInfo] {
+        let names = try await names()
+        return try await inParallel(names, limit: 16) { (name) async throws(CatalogError) -> DiskInfo? in
+            try await find(name)
+        }.compactMap { $0 }
+    }
+
+    /// Names that have, or had, a disk.
+    package func names() async throws(CatalogError) -> [String] {
+        var names: [String] = []
+        var after: String?
+        repeat {
+            let place = after
+            let page = try await CatalogError.wrap { () async throws(StoreError) in
+                try await store.bucket.list(prefix: "disks/", after: place, folders: true, limit: 1000)
+            }
+            names += page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid)
+            after = page.next
+        } while after != nil
+        return names
+    }
+
+    /// One disk.
+    package func show(_ name: String) async throws(CatalogError) -> DiskInfo {
+        guard let disk = try await find(name) else { throw Self.notFound(name) }
+        return disk
+    }
+
+    /// The recorded generations of a disk, oldest first, the current one last.
+    package func generations(_ name: String) async throws(CatalogError) -> [GenerationRecord] {
+        let head = try await load(name).head
+        var numbers: [UInt64] = []
+        var after: String?
+        let folder = GenerationRecord.folder(disk: name)
+        repeat {
+            let place = after
+            let page = try await CatalogError.wrap { () async throws(StoreError) in
+                try await store.bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
+            }
+            numbers += page.items.compactMap { UInt64($0.key.dropFirst(folder.utf8.count)) }
+            after = page.next
+        } while after != nil
+        if let record = head.record, numbers.last != record.generation { numbers.append(record.generation) }
+        let heads = store.heads
+        return try await inParallel(numbers.filter { $0 <= head.generation }, limit: 16) {
+            (number) async throws(CatalogError) -> GenerationRecord? in
+            do throws(CatalogError) {
+                return try await heads.record(head, generation: number)
+            } catch {
+                // Of another disk that had this name.
+                if error.kind == .notFound { return nil }
+                throw error
+            }
+        }.compactMap { $0 }
+    }
+
+    private func find(_ name: String) async throws(CatalogError) -> DiskInfo? {
+        guard let head = try await store.heads.load(name)?.head, !head.deleted else { return nil }
+        return try await info(head)
+    }
+
+    func info(_ head: Head) async throws(CatalogError) -> DiskInfo {
+        DiskInfo(head, ownerAlive: try await store.isAlive(head.owner, process: process))
+    }
+
+    /// The head of a disk that exists.
+    package func load(_ name: String) async throws(CatalogError) -> (head: Head, etag: ETag) {
+        guard let found = try await store.heads.load(name), !found.head.deleted else { throw Self.notFound(name) }
+        return found
+    }
+
+    static func notFound(_ name: String) -> CatalogError { CatalogError(.notFound, "there is no disk '\(name)'") }
+
+    // MARK: Changing
+
+    /// Makes a disk, all zeroes. Takes no space and no time, whatever its size.
+    package func create(_ name: String, sizeBytes: UInt64, options: DiskOptions = DiskOptions()) async throws(CatalogError) -> DiskInfo {
+        try DiskSize.check(sizeBytes)
+        try Self.check(options)
+        for _ in 0..<Self.maxAttempts {
+            let place = try await store.heads.load(name)
+            let head = try newHead(name, over: place?.head, sizeBytes: sizeBytes, options: options)
+            if case .won = try await store.heads.swap(head, expecting: place?.etag) { return try await info(head) }
+        }
+        throw Self.conflict(name)
+    }
+
+    /// The head of a new disk on a free name; counts on from a tombstone there.
+    func newHead(_ name: String, over old: Head?, sizeBytes: UInt64, options: DiskOptions) throws(CatalogError) -> Head {
+        if let old, !old.deleted { throw CatalogError(.exists, "there is a disk '\(name)' already; delete it first, or take another name") }
+        var head = Head(
+            diskID: store.environment.objectID(), name: name, sizeBytes: sizeBytes, options: options,
+            createdAtMs: store.environment.wallMs)
+        if let old {
+            head.generation = old.generation
+            head.epoch = old.epoch + 1
+        }
+        return head
+    }
+
+    /// What `set` can change; nil stays as it is.
+    package struct OptionsChange: Sendable, Equatable {
+        package var safePoints: SafePointRule?
+        package var durability: Durability?
+        package var resumeWindowMs: Int64?
+        package init(safePoints: SafePointRule? = nil, durability: Durability? = nil, resumeWindowMs: Int64? = nil) {
+            self.safePoints = safePoints
+            self.durability = durability
+            self.resumeWindowMs = resumeWindowMs
+        }
+    }
+
+    /// Changes options. A server that has the disk takes them over with its next commit or attachment.
+    package func set(_ name: String, _ change: OptionsChange) async throws(CatalogError) -> DiskInfo {
+        try await self.change(name) { (head: inout Head, _) async throws(CatalogError) in
+            if let rule = change.safePoints { head.options.safePoints = rule }
+            if let durability = change.durability { head.options.durability = durability }
+            if let ms = change.resumeWindowMs { head.options.resumeWindowMs = ms }
+            try Self.check(head.options)
+        }
+    }
+
+    /// Deletes a disk: its head becomes a tombstone and its name is free. What it stored stays until collection.
+    ///
+    /// - Parameter force: also when a live server has it; the server loses it.
+    package func delete(_ name: String, force: Bool = false) async throws(CatalogError) {
+        _ = try await change(name) { (head: inout Head, alive) async throws(CatalogError) in
+            if alive && !force { throw Self.owned(head, "delete it") }
+            head.bury()
+        }
+    }
+
+    /// Takes a disk from its owner: what the owner did not commit is lost, and the session that was attached is told.
+    ///
+    /// - Parameter force: also when the owner is alive.
+    package func release(_ name: String, force: Bool = false) async throws(CatalogError) -> DiskInfo {
+        try await change(name) { (head: inout Head, alive) async throws(CatalogError) in
+            if alive && !force { throw Self.owned(head, "take it") }
+            if head.owner != nil || head.session != nil { head.dispossess() }
+        }
+    }
+
+    /// Loads, changes and swaps a head until it holds. `change` learns whether the owner is alive.
+    func change(
+        _ name: String, _ change: (inout Head, _ ownerAlive: Bool) async throws(CatalogError) -> Void
+    ) async throws(CatalogError) -> DiskInfo {
+        for _ in 0..<Self.maxAttempts {
+            let (old, etag) = try await load(name)
+            let alive = try await store.isAlive(old.owner, process: process)
+            var head = old
+            try await change(&head, alive)
+            if head == old { return DiskInfo(old, ownerAlive: alive) }
+            if case .won = try await store.heads.swap(head, expecting: etag) {
+                return DiskInfo(head, ownerAlive: alive && head.owner != nil)
+            }
+        }
+        throw Self.conflict(name)
+    }
+
+    static func check(_ options: DiskOptions) throws(CatalogError) {
+        guard (0...DiskOptions.maxResumeWindowMs).contains(options.resumeWindowMs) else {
+            throw CatalogError(.invalid, "a resume window is from 0 to \(DiskOptions.maxResumeWindowMs / 3_600_000) hours")
+        }
+    }
+
+    static func owned(_ head: Head, _ todo: String) -> CatalogError {
+        let owner = head.owner.map { "server \($0.server) on \($0.host)" } ?? "a server"
+        return CatalogError(
+            .owned, "disk '\(head.name)' is served by \(owner), which is alive; stop it, or use --force to \(todo) all the same")
+    }
+
+    static func conflict(_ name: String) -> CatalogError {
+        CatalogError(.conflict, "disk '\(name)' was changed by others \(maxAttempts) times while this tried to; try again")
+    }
+}
+
+extension DiskOptions {
+    /// Seven days.
+    package static let maxResumeWindowMs: Int64 = 7 * 24 * 3_600_000
+}

@@ -1,0 +1,95 @@
+// The heartbeat of one server: what lets another tell an owner that is alive from one that is gone. A matter of
+// politeness only: who commits is decided by the head's compare-and-swap.
+
+import ObjectStore
+import Runtime
+
+package struct ServerRecord: Sendable, Equatable, Codable {
+    /// Random per daemon start.
+    package var id: String
+    package var host: String
+    /// The kernel's boot id; empty where unknown.
+    package var bootID: String
+    package var pid: Int32
+    /// Which pid namespace `pid` counts in; empty where unknown.
+    package var pidNamespace: String
+    /// When the process started, in clock ticks after boot: tells it from a later one of the same pid.
+    package var startTicks: UInt64
+    /// Where it serves, for people.
+    package var addresses: [String]
+    /// Wall clock at the heartbeat, milliseconds since 1970.
+    package var timeMs: Int64
+
+    package init(
+        id: String, host: String, bootID: String, pid: Int32, pidNamespace: String, startTicks: UInt64, addresses: [String],
+        timeMs: Int64
+    ) {
+        self.id = id
+        self.host = host
+        self.bootID = bootID
+        self.pid = pid
+        self.pidNamespace = pidNamespace
+        self.startTicks = startTicks
+        self.addresses = addresses
+        self.timeMs = timeMs
+    }
+
+    /// How long a heartbeat stands for life.
+    package static let freshMs: Int64 = 30_000
+    /// How often a server writes one.
+    package static let intervalMs: Int64 = 10_000
+    static let format = 1
+
+    package static func key(_ id: String) -> String { "servers/" + id }
+
+    /// Whether the server is to be taken for alive at `nowMs`: its heartbeat is fresh (or from a clock ahead of ours), and
+    /// its process is not known to be gone.
+    package func isAlive(nowMs: Int64, process: ProcessProbe) -> Bool {
+        nowMs - timeMs < Self.freshMs && process(self) != .gone
+    }
+}
+
+/// What can be said of the process of a heartbeat from here.
+package enum ProcessState: Sendable, Equatable {
+    case running
+    case gone
+    /// Another host, boot or pid namespace.
+    case outOfSight
+}
+
+/// Looks for the process of a heartbeat. `LocalProcess.state` in production.
+package typealias ProcessProbe = @Sendable (ServerRecord) -> ProcessState
+
+extension Store {
+    /// Writes a server's heartbeat.
+    package func beat(_ server: ServerRecord) async throws(CatalogError) {
+        let bytes = ControlObject.seal(server, kind: "server", format: ServerRecord.format)
+        _ = try await CatalogError.wrap { () async throws(StoreError) in
+            try await bucket.put(ServerRecord.key(server.id), bytes, if: .none)
+        }
+    }
+
+    /// The last heartbeat of a server; nil when it has none (it ended in order, or never was).
+    package func server(_ id: String) async throws(CatalogError) -> ServerRecord? {
+        guard DiskName.isValid(id) else { return nil }
+        do throws(StoreError) {
+            let object = try await bucket.get(ServerRecord.key(id), range: nil)
+            return try? ControlObject.open(
+                ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: "the heartbeat of '\(id)'")
+        } catch {
+            if error.kind == .notFound { return nil }
+            throw CatalogError(error)
+        }
+    }
+
+    /// Removes a server's heartbeat: it ended in order.
+    package func forget(server id: String) async throws(CatalogError) {
+        try await CatalogError.wrap { () async throws(StoreError) in try await bucket.delete([ServerRecord.key(id)]) }
+    }
+
+    /// Whether the owner of a head is to be taken for alive; false when it has none.
+    package func isAlive(_ owner: Head.Owner?, process: ProcessProbe) async throws(CatalogError) -> Bool {
+        guard let owner, let server = try await server(owner.server) else { return false }
+        return server.isAlive(nowMs: environment.wallMs, process: process)
+    }
+}
