@@ -1,8 +1,9 @@
 // The loop: messages, timers, tasks, turns, descriptors.
 
 import Glibc
-import Runtime
 import Testing
+
+@testable import Runtime
 
 @Suite struct LoopTests {
     @Test func currentIsTheLoopOnItsThreadOnly() async throws {
@@ -67,30 +68,38 @@ import Testing
         }
     }
 
-    /// A few hundred timers against a sorted list, a third of them cancelled.
-    @Test func manyTimersKeepTheirOrder() async throws {
-        try await withLoop { loop in
-            let order = Shared<[Int]>([])
-            let expected = await loop.call {
-                var generator = SystemRandomNumberGenerator()
-                // Far enough apart (20 µs) that the time between two calls of `after` does not matter.
-                let delays = (0..<600).map { _ in UInt64.random(in: 0..<2_000, using: &generator) * 20_000 + 20_000_000 }
-                var timers: [LoopTimer] = []
-                let base = monotonicNs()
-                for (index, delay) in delays.enumerated() {
-                    let late = monotonicNs() - base
-                    timers.append(loop.after(ns: delay - min(late, delay)) { order.update { $0.append(Int(delay)) } })
-                    _ = index
-                }
-                var kept: [Int] = []
-                for index in delays.indices.shuffled() {
-                    if index % 3 == 0 { timers[index].cancel() } else { kept.append(Int(delays[index])) }
-                }
-                return kept.sorted()
+    /// Thousands of random insertions, cancellations and advances of the clock, against a sorted list.
+    @Test func theTimerHeapAgreesWithASortedList() throws {
+        let seed = UInt64.random(in: 0...UInt64.max)
+        var random = Seeded(seed)
+        let loop = try Loop(name: "test")
+        var heap = TimerHeap()
+        var model: [(deadline: UInt64, name: Int, timer: LoopTimer)] = []
+        let ran = Shared<[Int]>([])
+        var expected: [Int] = []
+        var now: UInt64 = 0
+        for name in 0..<5_000 {
+            switch Int.random(in: 0..<6, using: &random) {
+            case 0...2:
+                let deadline = now + UInt64.random(in: 0..<50, using: &random)  // many of them equal
+                let timer = LoopTimer(loop: loop, deadlineNs: deadline) { ran.update { $0.append(name) } }
+                heap.insert(timer)
+                model.append((deadline, name, timer))
+            case 3:
+                guard let index = model.indices.randomElement(using: &random) else { continue }
+                heap.remove(model[index].timer)
+                heap.remove(model[index].timer)
+                model.remove(at: index)
+            default:
+                now += UInt64.random(in: 0..<10, using: &random)
+                while let work = heap.takeDue(now: now, before: heap.nextSequence) { work() }
+                expected += model.filter { $0.deadline <= now }.sorted { ($0.deadline, $0.name) < ($1.deadline, $1.name) }.map(\.name)
+                model.removeAll { $0.deadline <= now }
             }
-            try await loop.task { await SystemEnvironment(workers: 1).sleep(ns: 90_000_000) }
-            #expect(order.value == expected)
+            #expect(heap.nextDeadlineNs == model.map(\.deadline).min(), "seed \(seed)")
         }
+        #expect(ran.value == expected, "seed \(seed)")
+        #expect(expected.count > 1_000)
     }
 
     @Test func tasksRunAndResumeOnTheLoop() async throws {
