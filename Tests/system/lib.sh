@@ -16,7 +16,7 @@ WORK= PIDS=() MOUNTS=() LOOPS=() FUSES=() SERVER_STOP=
 say() { printf '%s: %s\n' "$BED" "$*"; }
 fail() { printf '%s: FAILED: %s\n' "$BED" "$*"; [ -n "$WORK" ] && [ -f "$WORK/daemon.log" ] && { echo "--- last lines of the daemon:"; tail -n 15 "$WORK/daemon.log"; }; exit 1; }
 skip() { printf '%s: SKIP: %s\n' "$BED" "$*"; exit 77; }
-check() { "$@" >"$WORK/out" 2>&1 || { tail -n 20 "$WORK/out"; fail "$* (status $?)"; }; }
+check() { "$@" >"$WORK/out" 2>&1; local s=$?; [ $s = 0 ] || { tail -n 20 "$WORK/out"; fail "$* (status $s)"; }; }
 quick() { [ "$QUICK" = 1 ]; }
 # pick QUICK LONG: the one that goes with the form.
 pick() { if quick; then echo "$1"; else echo "$2"; fi; }
