@@ -1,0 +1,119 @@
+"""A TCP forwarder that can hold, refuse and cut: between a daemon and its store, or between a client and a daemon."""
+import select
+import socket
+import struct
+import threading
+import time
+from urllib.parse import parse_qs, quote, urlsplit
+
+
+class Gate:
+    """Forwards 127.0.0.1:port to one of `targets` [(host, port)], the first that accepts.
+
+    mode: "open"; "refuse" (connections are reset, those that exist too); "freeze" (nothing passes, nothing is closed).
+    hold: None, or a function of bytes on their way to the target: those for which it is true wait until it is None again;
+    what comes behind them on the same connection waits as well. `held` counts them."""
+
+    def __init__(self, *targets):
+        self.targets, self.mode, self.hold, self.held, self.passed = list(targets), "open", None, 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    @staticmethod
+    def _reset(s):
+        try:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass
+        s.close()
+
+    def _serve(self, client):
+        server = None
+        for target in self.targets:
+            if self.mode == "refuse":
+                break
+            try:
+                server = socket.create_connection(target, timeout=5)
+                break
+            except OSError:
+                continue
+        if server is None:
+            return self._reset(client)
+        for s in (client, server):
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            s.setblocking(False)
+        waiting = {client: bytearray(), server: bytearray()}  # by destination
+        blocked, client_over = None, False
+        try:
+            while True:
+                if self.mode == "refuse":
+                    break
+                if self.mode == "freeze":
+                    time.sleep(0.02)
+                    continue
+                if blocked is not None and self.hold is None:
+                    waiting[server] += blocked
+                    blocked = None
+                reading = [s for s, to in ((client, server), (server, client)) if len(waiting[to]) < 1 << 20]
+                if blocked is not None or client_over:
+                    reading = [s for s in reading if s is server]
+                if client_over and blocked is None and not waiting[server]:
+                    break
+                writing = [s for s, b in waiting.items() if b]
+                r, w, _ = select.select(reading, writing, [], 0.05)
+                for s in r:
+                    try:
+                        piece = s.recv(256 << 10)
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        piece = b""
+                    to = server if s is client else client
+                    if not piece:
+                        # What the client had sent goes to the server whatever becomes of the client.
+                        if s is client and (blocked is not None or waiting[server]):
+                            client_over = True
+                            continue
+                        return
+                    self.passed += len(piece)
+                    if s is client and self.hold is not None and self.hold(piece):
+                        self.held += 1
+                        blocked = bytearray(piece)
+                        continue
+                    waiting[to] += piece
+                for s in w:
+                    try:
+                        del waiting[s][:s.send(memoryview(waiting[s])[:256 << 10].tobytes())]
+                    except BlockingIOError:
+                        pass
+                    except OSError:
+                        if s is client:
+                            waiting[client].clear()
+                            client_over = True
+                        else:
+                            return
+        except OSError:
+            pass
+        finally:
+            (self._reset if self.mode == "refuse" else socket.socket.close)(client)
+            (self._reset if self.mode == "refuse" else socket.socket.close)(server)
+
+
+def before_store(url, *more_endpoints):
+    """A gate before the S3 endpoint of `url` (and others of the same store): (gate, the URL through it)."""
+    parts = urlsplit(url)
+    query = {k: v[0] for k, v in parse_qs(parts.query).items()}
+    targets = []
+    for endpoint in (query["endpoint"], *more_endpoints):
+        e = urlsplit(endpoint)
+        targets.append((e.hostname, e.port or 80))
+    gate = Gate(*targets)
+    query["endpoint"] = f"http://127.0.0.1:{gate.port}"
+    text = "&".join(f"{k}={quote(v, safe=':/')}" for k, v in query.items())
+    return gate, f"{parts.scheme}://{parts.netloc}{parts.path}?{text}"
