@@ -11,6 +11,19 @@ package enum DiskSize {
         bytes >= minBytes && bytes <= maxBytes && bytes % ManifestShape.sectorBytes == 0
     }
 
+    /// Reads a size as people write it (see `ByteSize`); `16E`, one more than 64 bits hold, means the largest there is.
+    package static func parse(_ text: String) throws(CatalogError) -> UInt64 {
+        if ["16E", "16EIB"].contains(text.uppercased()) { return maxBytes }
+        let bytes: UInt64
+        do throws(QuantityError) {
+            bytes = try ByteSize.parse(text)
+        } catch {
+            throw CatalogError(.invalid, error.description)
+        }
+        try check(bytes)
+        return bytes
+    }
+
     package static func check(_ bytes: UInt64) throws(CatalogError) {
         guard isValid(bytes) else {
             throw CatalogError(

@@ -11,11 +11,7 @@ public struct QuantityError: Error, Equatable, CustomStringConvertible {
 public enum ByteSize {
     private static let letters: [Character] = ["K", "M", "G", "T", "P", "E"]
 
-    /// The largest size of a disk: 16 EiB less one block, so that every block of it ends at a 64-bit offset. `16E` is read
-    /// as this.
-    public static let largest: UInt64 = ManifestShape.maxSizeBytes
-
-    /// Reads a size: digits with an optional suffix, for example `4096`, `512K`, `10G`, `10GiB`, `16E`.
+    /// Reads a size: digits with an optional suffix, for example `4096`, `512K`, `10G`, `10GiB`.
     /// - Throws: what is wrong with `text`, naming it.
     public static func parse(_ text: String) throws(QuantityError) -> UInt64 {
         func wrong(_ why: String) -> QuantityError {

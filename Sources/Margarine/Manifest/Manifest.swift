@@ -100,18 +100,9 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
         shortcuts[Int(leaf % Self.shortcutCount)] = Shortcut(leaf: leaf, resident: resident)
     }
 
-    /// Brings the pages on the way to `block` into memory: `entry` knows it then, until other pages push them out.
-    package func load(_ block: BlockIndex) async throws(StoreError) {
-        if ManifestShape.pageIndex(block.value, level: depth - 1) != 0 { return }
-        var found = root
-        var level = depth - 1
-        while let ref = found {
-            let page = try await cache.page(ref, level: level, index: ManifestShape.pageIndex(block.value, level: level))
-            if level == 0 { return }
-            found = page.child(ManifestShape.slot(block.value, level: level))
-            level -= 1
-        }
-    }
+    /// Brings the pages on the way to `block` into memory: `entry` knows it right after, however small the cache is, and
+    /// until other pages push its own out.
+    package func load(_ block: BlockIndex) async throws(StoreError) { _ = try await find(block) }
 
     /// The entry of a block, from the store if need be.
     package func find(_ block: BlockIndex) async throws(StoreError) -> BlockEntry? {
@@ -121,10 +112,14 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
         while let ref = found {
             let page = try await cache.page(ref, level: level, index: ManifestShape.pageIndex(block.value, level: level))
             let slot = ManifestShape.slot(block.value, level: level)
-            if level == 0 { return page.entry(slot) }
+            if level == 0 {
+                note(block, cache.hold(page))
+                return page.entry(slot)
+            }
             found = page.child(slot)
             level -= 1
         }
+        note(block, nil)
         return nil
     }
 

@@ -92,13 +92,17 @@ package final class ManifestCache: @unchecked Sendable {  // owned by its loop
         }
     }
 
-    func insert(_ page: ManifestPage) {
-        guard pages[page.id] == nil else { return }
+    func insert(_ page: ManifestPage) { _ = hold(page) }
+
+    /// The cache slot of a page, which comes into memory if it is not there.
+    func hold(_ page: ManifestPage) -> Resident {
+        if let resident = resident(page.id) { return resident }
         evict(to: budgetBytes - page.residentBytes)
         let resident = Resident(page)
         pages[page.id] = resident
         ring.append(resident)
         residentBytes += page.residentBytes
+        return resident
     }
 
     /// Lets pages go until at most `bytes` are held; 0 drops them all. They are fetched again when needed.

@@ -37,8 +37,12 @@ package struct ManifestEdit {
 
     /// Makes all blocks of the range zeroes. Costs a step for each `set` before it and none for a block.
     package mutating func removeAll(in range: Range<BlockIndex>) {
-        let range = range.lowerBound.value..<range.upperBound.value
         if range.isEmpty { return }
+        var range = range.lowerBound.value..<range.upperBound.value
+        // Nothing lies behind the end of the disk: so whole pages go, and none is loaded to cut it there.
+        if range.upperBound >= ManifestShape.blocks(sizeBytes: sizeBytes) {
+            range = range.lowerBound..<max(range.upperBound, ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1))
+        }
         if content.sets.count < range.count {
             for block in content.sets.keys where range.contains(block) { content.sets[block] = nil }
         } else {
@@ -52,7 +56,7 @@ package struct ManifestEdit {
     package mutating func resize(to sizeBytes: UInt64) {
         let end = ManifestShape.blocks(sizeBytes: sizeBytes)
         if end < ManifestShape.blocks(sizeBytes: content.sizeBytes) {
-            removeAll(in: BlockIndex(end)..<BlockIndex(ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1)))
+            removeAll(in: BlockIndex(end)..<BlockIndex(ManifestShape.blocks(sizeBytes: content.sizeBytes)))
         }
         content.sizeBytes = sizeBytes
     }
