@@ -49,7 +49,7 @@ enum ConfigFile {
                     continue
                 }
                 guard let given = settingValue(value) else {
-                    complain(keyPath, "'\(name)' \(place) is a \(value.type): it takes a \(key.form)")
+                    complain(keyPath, "'\(name)' \(place) takes a \(key.form); this is of type \(value.type)")
                     continue
                 }
                 do { try key.set(given, &settings) } catch { complain(keyPath, "'\(name)' \(place) \(error)") }
@@ -60,7 +60,7 @@ enum ConfigFile {
             guard SettingKey.tables.contains(name) else {
                 if let table = value.table {
                     if SettingKey.all.contains(where: { $0.table.isEmpty && $0.name == name }) {
-                        complain([name], "'\(name)' is a table: it takes a value")
+                        complain([name], "'\(name)' takes a value; this is a table")
                     } else {
                         let near = SettingKey.closest(to: name, among: SettingKey.tables)
                         complain([name], "unknown table [\(name)]" + (near.map { "; did you mean [\($0)]?" } ?? ""))
@@ -72,7 +72,7 @@ enum ConfigFile {
                 continue
             }
             guard let table = value.table else {
-                complain([name], "'\(name)' is a \(value.type): it is a table, [\(name)]")
+                complain([name], "'\(name)' is a table, [\(name)]; this is of type \(value.type)")
                 continue
             }
             take(table, name)

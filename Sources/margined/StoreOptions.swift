@@ -48,6 +48,6 @@ extension Settings {
             let near = SettingKey.closest(to: name, among: SettingKey.all.map(\.name))
             throw ValidationError("\(flag): unknown key '\(name)'" + (near.map { "; did you mean '\($0)'?" } ?? ""))
         }
-        do { try key.set(.text(text), &self) } catch { throw ValidationError("\(flag): '\(name)' \(error)") }
+        do { try key.set(.text(text), &self) } catch { throw ValidationError(flag == "--set" ? "--set: '\(name)' \(error)" : "\(flag) \(error)") }
     }
 }

@@ -73,6 +73,6 @@ public struct DiskInfo: Sendable, Codable, Equatable {
 }
 
 /// Milliseconds since 1970 as ISO 8601 in UTC, to the second.
-func isoTime(_ ms: Int64) -> String {
+package func isoTime(_ ms: Int64) -> String {
     Date(timeIntervalSince1970: Double(ms) / 1000).formatted(.iso8601)
 }

@@ -1,0 +1,44 @@
+// Disks for people; `--json` prints `DiskInfo` as it is.
+
+import Margarine
+
+extension DiskInfo {
+    /// As JSON, or as one `name value` a line.
+    func print(json: Bool) throws {
+        if json { return try Output.json(self) }
+        func field(_ name: String, _ value: String) {
+            Output.line(name + String(repeating: " ", count: 14 - name.count) + value)
+        }
+        field("name", name)
+        field("size", "\(ByteSize.readable(size)) (\(size) bytes)")
+        field("generation", generation == 0 ? "none yet" : "\(generation)")
+        field("committed", committedAt ?? "never")
+        field("blocks", "\(blocks) of 16 MiB in use, \(ByteSize.readable(storedBytes)) stored")
+        field(
+            "owner",
+            owner.map { "server \($0.server) on \($0.host) since \($0.since), \($0.alive ? "alive" : "gone")" }
+                ?? "nobody")
+        field("epoch", "\(epoch)")
+        if let session { field("session", session) }
+        field("safe-points", safePoints.rawValue)
+        field("durability", durability.rawValue)
+        field("resume-window", DurationMs.text(resumeWindowMs))
+        field("created", createdAt)
+        field("id", id)
+    }
+
+    /// Many disks, a line each.
+    static func print(_ disks: [DiskInfo], json: Bool) throws {
+        if json { return try Output.json(disks) }
+        var table = Table(
+            ["NAME", "SIZE", "GENERATION", "COMMITTED", "BLOCKS", "STORED", "OWNER"], rightAligned: [1, 2, 4, 5])
+        for disk in disks {
+            table.add([
+                disk.name, ByteSize.readable(disk.size), "\(disk.generation)", disk.committedAt ?? "never",
+                "\(disk.blocks)", ByteSize.readable(disk.storedBytes),
+                disk.owner.map { $0.alive ? $0.host : "\($0.host) (gone)" } ?? "-",
+            ])
+        }
+        table.print()
+    }
+}
