@@ -30,18 +30,22 @@ void mg_ring_destroy(mg_ring *ring) {
 
 int mg_ring_fd(const mg_ring *ring) { return ring->uring.ring_fd; }
 
-_Bool mg_ring_readv(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, uint64_t data) {
+_Bool mg_ring_readv(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, _Bool away,
+                     uint64_t data) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
     if (!sqe) return 0;
     io_uring_prep_readv(sqe, fd, iovecs, count, offset);
+    if (away) sqe->flags |= IOSQE_ASYNC;
     io_uring_sqe_set_data64(sqe, data);
     return 1;
 }
 
-_Bool mg_ring_writev(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, uint64_t data) {
+_Bool mg_ring_writev(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, _Bool away,
+                     uint64_t data) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
     if (!sqe) return 0;
     io_uring_prep_writev(sqe, fd, iovecs, count, offset);
+    if (away) sqe->flags |= IOSQE_ASYNC;
     io_uring_sqe_set_data64(sqe, data);
     return 1;
 }

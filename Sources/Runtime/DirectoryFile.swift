@@ -74,7 +74,8 @@ final class DirectoryFile: ScratchFile {
             state.nextTicket += 1
             return state.nextTicket - 1
         }
-        let operation = DiskOperation(.write, descriptor, path: path, buffers: buffers, offset: offset) { [self] error in
+        let operation = DiskOperation(.write, descriptor, path: path, buffers: buffers, offset: offset) {
+            [self] error in
             if error == nil { wrote(total, end: end) }
             completedWrite(ticket)
             done(error)
@@ -91,7 +92,9 @@ final class DirectoryFile: ScratchFile {
         }
     }
 
-    private func writeInline(_ buffers: UnsafeBufferPointer<UnsafeRawBufferPointer>, at start: UInt64) throws(ScratchError) {
+    private func writeInline(_ buffers: UnsafeBufferPointer<UnsafeRawBufferPointer>, at start: UInt64)
+        throws(ScratchError)
+    {
         var offset = start
         var first = 0
         while first < buffers.count {
@@ -100,7 +103,8 @@ final class DirectoryFile: ScratchFile {
                 for index in 0..<count { vectors.initializeElement(at: index, to: iovec(buffers[first + index])) }
                 var next = vectors.consume(0, from: 0)
                 while next < count {
-                    let written = pwritev(descriptor.raw, vectors.baseAddress! + next, Int32(count - next), off_t(offset))
+                    let written = pwritev(
+                        descriptor.raw, vectors.baseAddress! + next, Int32(count - next), off_t(offset))
                     if written < 0 {
                         if errno == EINTR { continue }
                         return errno

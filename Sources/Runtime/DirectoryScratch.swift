@@ -68,6 +68,7 @@ public final class DirectoryScratch: ScratchDisk {
         return try DirectoryFile(FileDescriptor(owning: fd), path: root.fullPath(path), root: root)
     }
 
+    /// Names in a directory, sorted; empty where the directory is missing. The lock file is not among them.
     public func list(_ directory: String) throws(ScratchError) -> [String] {
         checkDirectory(directory)
         let fd = openDirectory(directory)
@@ -92,6 +93,7 @@ public final class DirectoryScratch: ScratchDisk {
         return names.sorted()
     }
 
+    /// Removes a file or an empty folder; a missing one is no error. Open files stay readable until closed.
     public func remove(_ path: String) throws(ScratchError) {
         checkPath(path)
         if unlinkat(root.directory.raw, path, 0) == 0 || errno == ENOENT { return }

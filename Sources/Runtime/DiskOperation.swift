@@ -21,9 +21,12 @@ final class DiskOperation: @unchecked Sendable {  // handed from thread to threa
     private var vectors: UnsafeMutableBufferPointer<iovec>
     private var next = 0
     private var offset: UInt64
+    private let lengthBytes: Int
     let done: @Sendable (ScratchError?) -> Void
 
     static let vectorsPerCall = 1024
+    /// A longer read that the page cache can answer is copied by a kernel thread.
+    private static let copiedOnLoopBytes = 1 << 20
 
     init(
         _ kind: Kind, _ descriptor: FileDescriptor, path: String,
@@ -35,6 +38,7 @@ final class DiskOperation: @unchecked Sendable {  // handed from thread to threa
         self.path = path
         self.offset = offset
         self.done = done
+        lengthBytes = buffers.reduce(0) { $0 + $1.count }
         vectors = .allocate(capacity: buffers.count)
         for (index, buffer) in buffers.enumerated() {
             vectors.initializeElement(at: index, to: iovec(buffer))
@@ -52,8 +56,11 @@ final class DiskOperation: @unchecked Sendable {  // handed from thread to threa
     func prepare(on ring: OpaquePointer, data: UInt64) -> Bool {
         let (vectors, count) = batch
         return switch kind {
-        case .read: mg_ring_readv(ring, descriptor.raw, vectors, UInt32(count), offset, data)
-        case .write: mg_ring_writev(ring, descriptor.raw, vectors, UInt32(count), offset, data)
+        case .read:
+            mg_ring_readv(
+                ring, descriptor.raw, vectors, UInt32(count), offset, lengthBytes > Self.copiedOnLoopBytes, data)
+        // Writes come here when copying them, or waiting for the page cache, would hold up the loop.
+        case .write: mg_ring_writev(ring, descriptor.raw, vectors, UInt32(count), offset, true, data)
         case .sync: mg_ring_fsync(ring, descriptor.raw, true, data)
         case .syncDirectory: mg_ring_fsync(ring, descriptor.raw, false, data)
         }

@@ -13,7 +13,9 @@ public enum Endpoint: Sendable, Hashable, CustomStringConvertible {
         } else if text.hasPrefix("unix:") {
             self = .unix(path: String(text.dropFirst(5)))
         } else {
-            guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else { return nil }
+            guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+                return nil
+            }
             var host = text[..<colon]
             if host.hasPrefix("["), host.hasSuffix("]") {
                 host = host.dropFirst().dropLast()

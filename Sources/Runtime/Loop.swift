@@ -355,7 +355,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
             }
         }
         let count = mg_epoll_wait(epoll, ready, Int32(Loop.eventsPerTurn), timeoutNs)
-        if timeoutNs != 0 { isSleeping.store(false, ordering: .relaxed) }
+        isSleeping.store(false, ordering: .relaxed)
         precondition(count >= 0, "epoll_wait: \(errnoText(Int32(-count)))")
         return Int(count)
     }

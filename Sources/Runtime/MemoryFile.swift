@@ -42,7 +42,8 @@ final class MemoryInode: @unchecked Sendable {  // guarded by the mutex of its d
         current[offset] ^= mask
         if offset < durable.count { durable[offset] ^= mask }
         for index in pending.indices {
-            if case .write(var bytes, let start) = pending[index].change, start <= offset, offset < start + bytes.count {
+            if case .write(var bytes, let start) = pending[index].change, start <= offset, offset < start + bytes.count
+            {
                 bytes[offset - start] ^= mask
                 pending[index].change = .write(bytes, at: start)
             }
@@ -133,7 +134,8 @@ final class MemoryFile: ScratchFile, @unchecked Sendable {  // `syncFailure` is 
             guard offset <= UInt64(inode.current.count), inode.current.count - Int(offset) >= count else {
                 return ScratchError(
                     errno: ENODATA,
-                    description: "read \(path): the file ends at byte \(inode.current.count), before the end of the request")
+                    description:
+                        "read \(path): the file ends at byte \(inode.current.count), before the end of the request")
             }
             inode.current.withUnsafeBytes {
                 target.buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[Int(offset)..<Int(offset) + count]))

@@ -8,7 +8,9 @@ extension MemoryScratch {
     public func powerCut(random: inout some RandomNumberGenerator) -> MemoryScratch {
         let (durable, changes) = state.withLock { ($0.durableNames, $0.changes) }
         var names = durable
-        for change in changes.prefix(Int.random(in: 0...changes.count, using: &random)) { change.change.apply(to: &names) }
+        for change in changes.prefix(Int.random(in: 0...changes.count, using: &random)) {
+            change.change.apply(to: &names)
+        }
         return cut(to: names) { inode in inode.survivor(random: &random) }
     }
 
@@ -60,14 +62,18 @@ extension MemoryInode {
                 longest = 0
             case .write(let bytes, let start):
                 longest = max(longest, start + bytes.count)
-                for number in start / sector...(start + bytes.count - 1) / sector where keptUpTo[number] ?? -1 >= index {
+                for number in start / sector...(start + bytes.count - 1) / sector where keptUpTo[number] ?? -1 >= index
+                {
                     let part = max(start, number * sector)..<min(start + bytes.count, (number + 1) * sector)
-                    MemoryInode.put(bytes[part.lowerBound - start..<part.upperBound - start], at: part.lowerBound, in: &image)
+                    MemoryInode.put(
+                        bytes[part.lowerBound - start..<part.upperBound - start], at: part.lowerBound, in: &image)
                 }
             }
         }
         // A file may have grown before its data came: the rest reads as zeroes.
-        if image.count < longest, UInt8.random(in: 0..<4, using: &random) == 0 { MemoryInode.resize(&image, to: longest) }
+        if image.count < longest, UInt8.random(in: 0..<4, using: &random) == 0 {
+            MemoryInode.resize(&image, to: longest)
+        }
         return image
     }
 }

@@ -47,10 +47,14 @@ public protocol ScratchFile: AnyObject, Sendable {
         done: @escaping @Sendable (ScratchError?) -> Void
     ) throws(ScratchError) -> Bool
 
-    /// Fills `buffer` from `offset`; fewer bytes in the file than asked for is an error.
-    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, done: @escaping @Sendable (ScratchError?) -> Void)
+    /// Fills `buffer` from `offset`; fewer bytes in the file than asked for is an error (ENODATA). `done` is always called
+    /// later.
+    func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, done: @escaping @Sendable (ScratchError?) -> Void
+    )
 
-    /// Makes everything written so far durable (fdatasync, and the size).
+    /// Makes everything durable whose write or truncate was called before, also where that is still under way (fdatasync,
+    /// and the size). After a failure every later sync of this file fails: the kernel has forgotten what it could not write.
     func sync(done: @escaping @Sendable (ScratchError?) -> Void)
 
     func truncate(to size: UInt64) throws(ScratchError)

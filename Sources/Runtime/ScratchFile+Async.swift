@@ -10,7 +10,8 @@ extension ScratchFile {
             withUnsafeTemporaryAllocation(of: UnsafeRawBufferPointer.self, capacity: 1) { vectors in
                 vectors.initializeElement(at: 0, to: UnsafeRawBufferPointer(copy.bytes))
                 do throws(ScratchError) {
-                    if try write(UnsafeBufferPointer(vectors), at: offset, done: { continuation.resume(returning: $0) }) {
+                    if try write(UnsafeBufferPointer(vectors), at: offset, done: { continuation.resume(returning: $0) })
+                    {
                         continuation.resume(returning: nil)
                     }
                 } catch { continuation.resume(returning: error) }

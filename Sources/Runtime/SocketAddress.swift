@@ -55,7 +55,8 @@ struct SocketAddress {
         }
         guard !found.isEmpty else {
             throw SocketError(
-                errno: EADDRNOTAVAIL, description: "host \(host) has no address: \(String(cString: gai_strerror(error)))")
+                errno: EADDRNOTAVAIL,
+                description: "host \(host) has no address: \(String(cString: gai_strerror(error)))")
         }
         return found
     }

@@ -26,7 +26,8 @@ public enum AcceptResult: Sendable {
 }
 
 public enum Sockets {
-    private static let flags = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    private static let flags =
+        Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
 
     // MARK: Setting up
 
@@ -43,7 +44,8 @@ public enum Sockets {
         }
     }
 
-    private static func listenTCP(_ host: String, _ port: UInt16, _ endpoint: Endpoint, _ backlog: Int32) throws(SocketError)
+    private static func listenTCP(_ host: String, _ port: UInt16, _ endpoint: Endpoint, _ backlog: Int32)
+        throws(SocketError)
         -> [FileDescriptor]
     {
         var listeners: [FileDescriptor] = []
@@ -73,7 +75,8 @@ public enum Sockets {
         return listeners
     }
 
-    private static func listenUnix(_ path: String, _ endpoint: Endpoint, _ backlog: Int32, _ mode: mode_t) throws(SocketError)
+    private static func listenUnix(_ path: String, _ endpoint: Endpoint, _ backlog: Int32, _ mode: mode_t)
+        throws(SocketError)
         -> FileDescriptor
     {
         let address = try SocketAddress(unixPath: path)
@@ -92,10 +95,12 @@ public enum Sockets {
     }
 
     /// Removes a socket on which nobody listens.
-    private static func removeStale(_ path: String, _ address: SocketAddress, _ endpoint: Endpoint) throws(SocketError) {
+    private static func removeStale(_ path: String, _ address: SocketAddress, _ endpoint: Endpoint) throws(SocketError)
+    {
         var status = stat()
         guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else {
-            throw SocketError(errno: EADDRINUSE, description: "bind \(endpoint): the path exists and is no socket; remove it")
+            throw SocketError(
+                errno: EADDRINUSE, description: "bind \(endpoint): the path exists and is no socket; remove it")
         }
         let probe = socket(AF_UNIX, flags, 0)
         guard probe >= 0 else { throw SocketError(errno, "socket", "\(endpoint)") }
@@ -103,7 +108,8 @@ public enum Sockets {
         let connected = address.withPointer { Glibc.connect(probe, $0, $1) }
         guard connected < 0, errno == ECONNREFUSED else {
             throw SocketError(
-                errno: EADDRINUSE, description: "bind \(endpoint): another process listens there; stop it or use another path")
+                errno: EADDRINUSE,
+                description: "bind \(endpoint): another process listens there; stop it or use another path")
         }
         unlink(path)
     }

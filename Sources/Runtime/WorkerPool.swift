@@ -45,7 +45,7 @@ package final class WorkerPool: @unchecked Sendable {  // `mutex` guards all sto
         pthread_mutex_unlock(mutex)
     }
 
-    /// Runs what is queued, then ends the threads. Not from one of them.
+    /// Runs what is queued, then ends the threads. Returns when they have ended, but for one that calls this itself.
     package func stop() {
         pthread_mutex_lock(mutex)
         isStopping = true
@@ -53,7 +53,13 @@ package final class WorkerPool: @unchecked Sendable {  // `mutex` guards all sto
         let ending = threads
         threads = []
         pthread_mutex_unlock(mutex)
-        for thread in ending { _ = mg_thread_join(thread) }
+        for thread in ending {
+            if thread == pthread_self() {
+                _ = mg_thread_detach(thread)
+            } else {
+                _ = mg_thread_join(thread)
+            }
+        }
     }
 
     private func startThread() {

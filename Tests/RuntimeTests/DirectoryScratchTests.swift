@@ -62,7 +62,8 @@ import Testing
                     let bytes = Self.noise(3_000 * size)
                     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 1)
                     memory.copyBytes(from: bytes)
-                    let error = await withCheckedContinuation { (continuation: CheckedContinuation<ScratchError?, Never>) in
+                    let error = await withCheckedContinuation {
+                        (continuation: CheckedContinuation<ScratchError?, Never>) in
                         let buffers = (0..<3_000).map {
                             // An empty one among them must change nothing.
                             UnsafeRawBufferPointer(rebasing: memory[$0 == 7 ? 0..<0 : $0 * size..<($0 + 1) * size])
@@ -94,7 +95,9 @@ import Testing
         }
     }
 
-    @Test(arguments: [Place.ring, .threads]) func completionsRunOnTheCallingLoopAfterTheCall(_ place: Place) async throws {
+    @Test(arguments: [Place.ring, .threads]) func completionsRunOnTheCallingLoopAfterTheCall(_ place: Place)
+        async throws
+    {
         try await withFolder { folder in
             try await at(place) {
                 let file = try DirectoryScratch(path: folder).open("f", create: true)
@@ -156,7 +159,9 @@ import Testing
                 loop.post { loop.disk.start(operation) }
             }
             #expect(error?.errno == ENOSPC)
-            #expect(error?.description == "write /scratch/x: No space left on device; free some space there, or use another --scratch")
+            #expect(
+                error?.description
+                    == "write /scratch/x: No space left on device; free some space there, or use another --scratch")
         }
     }
 
@@ -172,7 +177,8 @@ import Testing
                     for name in ["w1", "w2"] {
                         let buffers = [UnsafeRawBufferPointer(memory)]
                         let isInline = buffers.withUnsafeBufferPointer {
-                            try! file.write($0, at: name == "w1" ? 0 : 32 << 20) { _ in order.update { $0.append(name) } }
+                            try! file.write($0, at: name == "w1" ? 0 : 32 << 20) { _ in order.update { $0.append(name) }
+                            }
                         }
                         #expect(!isInline)
                     }
@@ -212,7 +218,9 @@ import Testing
     }
 
     @Test func pathsThatLeadOutsideAreNone() {
-        for path in ["", "/etc/passwd", "..", "a/../b", "a//b", "a/", "./a", "a/."] { #expect(!ScratchPath.isValid(path)) }
+        for path in ["", "/etc/passwd", "..", "a/../b", "a//b", "a/", "./a", "a/."] {
+            #expect(!ScratchPath.isValid(path))
+        }
         for path in ["a", "a/b", "a.b/..c", "a b/c-d_e"] { #expect(ScratchPath.isValid(path)) }
     }
 

@@ -93,7 +93,9 @@ import Testing
             default:
                 now += UInt64.random(in: 0..<10, using: &random)
                 while let work = heap.takeDue(now: now, before: heap.nextSequence) { work() }
-                expected += model.filter { $0.deadline <= now }.sorted { ($0.deadline, $0.name) < ($1.deadline, $1.name) }.map(\.name)
+                expected += model.filter { $0.deadline <= now }.sorted {
+                    ($0.deadline, $0.name) < ($1.deadline, $1.name)
+                }.map(\.name)
                 model.removeAll { $0.deadline <= now }
             }
             #expect(heap.nextDeadlineNs == model.map(\.deadline).min(), "seed \(seed)")

@@ -31,7 +31,8 @@ struct Seeded: RandomNumberGenerator {
                         let name = "d/\(Int.random(in: 0..<4, using: &random))"
                         let other = "d/\(Int.random(in: 0..<4, using: &random))"
                         let offset = UInt64.random(in: 0..<3_000, using: &random)
-                        let bytes = [UInt8](repeating: UInt8(step & 255), count: Int.random(in: 0..<2_000, using: &random))
+                        let bytes = [UInt8](
+                            repeating: UInt8(step & 255), count: Int.random(in: 0..<2_000, using: &random))
                         let count = Int.random(in: 0..<2_000, using: &random)
                         let kind = Int.random(in: 0..<10, using: &random)
                         func run(_ disk: any ScratchDisk) async throws -> String {
@@ -41,7 +42,8 @@ struct Seeded: RandomNumberGenerator {
                                     let file = try disk.open(name, create: true)
                                     try await file.write(bytes, at: offset)
                                     return "\(file.sizeBytes)"
-                                case 4, 5: return "\(try await disk.open(name, create: false).read(count: count, at: offset))"
+                                case 4, 5:
+                                    return "\(try await disk.open(name, create: false).read(count: count, at: offset))"
                                 case 6:
                                     let file = try disk.open(name, create: false)
                                     try file.truncate(to: offset)
@@ -125,7 +127,9 @@ struct Seeded: RandomNumberGenerator {
         let disk = MemoryScratch()
         let file = try disk.open("f", create: true)
         try await disk.syncDirectory("")
-        for record in 0..<5 { try await file.write([UInt8](repeating: UInt8(record + 1), count: 100), at: UInt64(record * 100)) }
+        for record in 0..<5 {
+            try await file.write([UInt8](repeating: UInt8(record + 1), count: 100), at: UInt64(record * 100))
+        }
         var random = Seeded(3)
         var lengths: Set<Int> = []
         for _ in 0..<500 {
@@ -228,7 +232,9 @@ struct Seeded: RandomNumberGenerator {
         await #expect(throws: ScratchError.self) { try await file.read(count: 8, at: 0) }
         disk.flipBit("f", at: 2, bit: 3)
         #expect(try await file.read(count: 8, at: 0) == [1, 2, 3 ^ 8, 4, 5, 6, 7, 8])
-        let full = await #expect(throws: ScratchError.self) { try await file.write([UInt8](repeating: 0, count: 9_993), at: 8) }
+        let full = await #expect(throws: ScratchError.self) {
+            try await file.write([UInt8](repeating: 0, count: 9_993), at: 8)
+        }
         #expect(full?.errno == ENOSPC)
         try await file.write([UInt8](repeating: 0, count: 9_992), at: 8)
         #expect(try disk.freeBytes() == 0)

@@ -27,7 +27,9 @@ import Testing
 
     @Test(arguments: ["127.0.0.1", "localhost"]) func bytesGoBothWaysOverTCP(_ host: String) throws {
         let listener = try #require(try Sockets.listen(.tcp(host: host, port: 0)).first)
-        guard case .wouldBlock = Sockets.accept(listener) else { return #expect(Bool(false), "nobody has connected yet") }
+        guard case .wouldBlock = Sockets.accept(listener) else {
+            return #expect(Bool(false), "nobody has connected yet")
+        }
         let port = try #require(Sockets.localPort(listener))
         #expect(port != 0)
         // The first listener is of the first address, as is the client's.
@@ -57,7 +59,8 @@ import Testing
         one.withUnsafeMutableBytes { one in
             two.withUnsafeMutableBytes { two in
                 var vectors = [
-                    iovec(iov_base: one.baseAddress, iov_len: one.count), iovec(iov_base: two.baseAddress, iov_len: two.count),
+                    iovec(iov_base: one.baseAddress, iov_len: one.count),
+                    iovec(iov_base: two.baseAddress, iov_len: two.count),
                 ]
                 #expect(vectors.withUnsafeMutableBufferPointer { Sockets.send(client.raw, $0) } == .bytes(5))
             }
@@ -72,7 +75,9 @@ import Testing
         #expect(Sockets.receive(server.raw, into: memory) == .wouldBlock)
         // A peer that does not read makes us wait, after some bytes.
         var result = IOResult.bytes(1)
-        for _ in 0..<10_000 where result != .wouldBlock { result = Sockets.send(server.raw, UnsafeRawBufferPointer(memory)) }
+        for _ in 0..<10_000 where result != .wouldBlock {
+            result = Sockets.send(server.raw, UnsafeRawBufferPointer(memory))
+        }
         #expect(result == .wouldBlock)
 
         Sockets.shutdownSending(client.raw)
@@ -155,7 +160,9 @@ import Testing
         #expect(Endpoint("unix:/run/x.sock") == .unix(path: "/run/x.sock"))
         #expect(Endpoint("/run/x.sock") == .unix(path: "/run/x.sock"))
         #expect(Endpoint("/" + String(repeating: "x", count: 106)) != nil)
-        for bad in ["", "host", "host:", "host:65536", "host:-1", "::1:5", "unix:", "/" + String(repeating: "x", count: 107)] {
+        for bad in [
+            "", "host", "host:", "host:65536", "host:-1", "::1:5", "unix:", "/" + String(repeating: "x", count: 107),
+        ] {
             #expect(Endpoint(bad) == nil, "\(bad)")
         }
         #expect("\(Endpoint.tcp(host: "::1", port: 5))" == "[::1]:5")

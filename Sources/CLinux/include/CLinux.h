@@ -82,9 +82,12 @@ typedef struct {
 int mg_ring_create(unsigned entries, mg_ring **ring);
 void mg_ring_destroy(mg_ring *ring);
 int mg_ring_fd(const mg_ring *ring);
-/// Queue one request for the next submit; false when the queue is full.
-_Bool mg_ring_readv(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, uint64_t data);
-_Bool mg_ring_writev(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, uint64_t data);
+/// Queue one request for the next submit; false when the queue is full. With `away` a kernel thread makes the copy, not
+/// the submitting one.
+_Bool mg_ring_readv(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, _Bool away,
+                     uint64_t data);
+_Bool mg_ring_writev(mg_ring *ring, int fd, const void *iovecs, unsigned count, uint64_t offset, _Bool away,
+                     uint64_t data);
 _Bool mg_ring_fsync(mg_ring *ring, int fd, _Bool data_only, uint64_t data);
 /// One io_uring_enter for all queued requests; gives how many were taken.
 int mg_ring_submit(mg_ring *ring);
