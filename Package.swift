@@ -63,6 +63,12 @@ let package = Package(
             ],
             swiftSettings: strict),
 
+        // Serves memory over NBD: the server under the protocol's tests and for its figures. No part of the product.
+        .executableTarget(
+            name: "nbdbench-server",
+            dependencies: ["Margarine", "Runtime", .product(name: "Logging", package: "swift-log")],
+            path: "Tests/nbd/server", swiftSettings: strict),
+
         .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
         .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
         .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),

@@ -36,6 +36,13 @@ package struct InfoQuery: Sendable, Equatable {
     package var wantsName = false
     package var wantsDescription = false
     package var wantsBlockSize = false
+
+    package init(exportName: String, wantsName: Bool = false, wantsDescription: Bool = false, wantsBlockSize: Bool = false) {
+        self.exportName = exportName
+        self.wantsName = wantsName
+        self.wantsDescription = wantsDescription
+        self.wantsBlockSize = wantsBlockSize
+    }
 }
 
 /// The data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.

@@ -78,12 +78,16 @@ package protocol DeviceClient: AnyObject {
     /// within `submit`.
     func completed(_ request: DeviceRequest)
     /// All writes and trims taken inline in the turn that `endTurn` numbered `turn` are in the journal (error nil), or
-    /// could not be put there.
+    /// could not be put there. Never called from within `endTurn`; ignored after `leave`.
     func journaled(turn: UInt64, error: DeviceError?)
     /// The device ends this connection: it lost the disk, or rolled it back. Close without answering anything more.
+    /// The device has left it by this: no `leave` follows, and what was submitted is completed as after `leave`. Allowed
+    /// at any time, also before `ready` and from within any call of this connection.
     func disconnect(reason: String)
     /// Takes in what has already arrived on the socket, as if it had just become readable. Used before a new connection of
-    /// the same session is served. false: the connection is dead, or holds an unfinished request.
+    /// the same session is served. false: the connection is dead, or holds an unfinished request. Makes the calls that any
+    /// received bytes make (`tryWrite`, `submit`, `endTurn`; `leave` where it finds the connection dead) before it returns,
+    /// so it must not be called from within a call of any connection but `join`.
     func absorb() -> Bool
 }
 
@@ -114,7 +118,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// before it returns) when the first request may be served, with an error when the admission no longer stands.
     func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void)
     /// The connection is over. Its requests that have not taken effect never will. `clean`: it ended with DISC and everything
-    /// of it was completed before.
+    /// of it was completed before. Called once for each `join` that succeeded, unless the device called `disconnect`.
+    /// Afterwards every request that was submitted is still `completed`, and nothing else is called on the client.
     func leave(_ client: any DeviceClient, clean: Bool)
 }
 

@@ -1,0 +1,266 @@
+// From bytes to requests: one receive, everything that came is parsed, one end of turn, one send.
+
+import Glibc
+import NBDProtocol
+import Runtime
+
+extension Connection {
+    /// Initial grant of a payload: at least what one receive can bring of it along with its header.
+    private static let firstGrantBytes = 512 << 10
+    private static let grantStepBytes = 1 << 20
+    private static let hungUp = "the client hung up without DISC"
+
+    /// One turn on what the socket has. False when it had nothing.
+    @discardableResult
+    func receive() -> Bool {
+        share.begin(self)
+        var more = false
+        if payload != nil {
+            more = receivePayload()
+        } else {
+            if carryCount > 0 { share.receiveBase.copyMemory(from: carry, byteCount: carryCount) }
+            let room = UnsafeMutableRawBufferPointer(
+                start: share.receiveBase + carryCount, count: share.receiveBytes - carryCount)
+            switch Sockets.receive(fd, into: room) {
+            case .bytes(let count):
+                counters.receivedBytes += UInt64(count)
+                let total = carryCount + count
+                carryCount = 0
+                parse(share.receiveBase, total)
+                more = true
+            case .wouldBlock: break
+            case .closed: end(Self.hungUp)
+            case .failed(let error): end("receiving: \(String(cString: strerror(error)))")
+            }
+        }
+        finishTurn()
+        return more && state == .serving
+    }
+
+    /// The rest of a payload goes straight to its buffer, and what follows it to the receive buffer.
+    private func receivePayload() -> Bool {
+        guard var current = payload else { return false }
+        let length = Int(current.header.lengthBytes)
+        if current.received == current.granted {
+            let step = min(Self.grantStepBytes, length - current.granted)
+            guard hold(step) else {
+                wait(length - current.granted, finishing: true)
+                return false
+            }
+            current.granted += step
+        }
+        let wanted = current.granted - current.received
+        share.vectors[0] = iovec(iov_base: current.buffer + current.received, iov_len: wanted)
+        share.vectors[1] = iovec(iov_base: share.receiveBase, iov_len: share.receiveBytes)
+        let count = readv(fd, share.vectors.baseAddress, current.granted == length ? 2 : 1)
+        guard count > 0 else {
+            payload = current
+            if count == 0 {
+                end(Self.hungUp)
+            } else if errno != EAGAIN && errno != EINTR {
+                end("receiving: \(String(cString: strerror(errno)))")
+            }
+            return false
+        }
+        counters.receivedBytes += UInt64(count)
+        current.received += min(count, wanted)
+        payload = current
+        if current.received == length {
+            finishPayload()
+            if count > wanted, endReason == nil { parse(share.receiveBase, count - wanted) }
+        }
+        return true
+    }
+
+    /// Goes on with what was received before a pause.
+    func resume() {
+        willResume = false
+        guard state == .serving, pause == .turn, !isBlocked, let leftover else { return }
+        share.begin(self)
+        pause = .none
+        parse(leftover + leftoverAt, leftoverBytes - leftoverAt)
+        finishTurn()
+    }
+
+    /// Ends a turn: one end of turn at the device for all it took inline, one send for all replies.
+    private func finishTurn() {
+        if takenCount > 0 { endDeviceTurn() }
+        if endReason == nil { flush() }
+        share.end()
+        if let reason = endReason {
+            endReason = nil
+            end(reason)
+            return
+        }
+        settle()
+    }
+
+    /// Parses `count` bytes: the receive buffer's, or what is left over of an earlier turn.
+    private func parse(_ base: UnsafeMutableRawPointer, _ count: Int) {
+        var at = 0
+        var work = 0
+        let turnBytes = share.limits.turnBytes
+        let outstandingLimit = share.limits.requestsPerConnection
+        while endReason == nil {
+            if skip > 0 {
+                let part = min(skip, count - at)
+                skip -= part
+                at += part
+                if skip > 0 { break }
+                answerSkipped()
+            }
+            guard count - at >= RequestHeader.lengthBytes else { break }
+            if work >= turnBytes {
+                pause = .turn
+                break
+            }
+            if outstanding >= outstandingLimit {
+                pause = .requests
+                break
+            }
+            guard let header = RequestHeader(base + at) else {
+                end("a request without NBD_REQUEST_MAGIC")
+                return
+            }
+            let behind = at + RequestHeader.lengthBytes
+            let room = count - behind
+            let length = Int(header.lengthBytes)
+            var verdict = rules.judge(header)
+            if isDraining, case .accept(let command) = verdict, command != .disconnect { verdict = .refuse(.shutdown) }
+            switch verdict {
+            case .accept(.read):
+                guard read(header) else { break }
+                work += length
+                at = behind
+                continue
+            case .accept(.write):
+                let part = min(room, length)
+                if part == length {
+                    guard write(header, from: base + behind) else { break }
+                } else {
+                    guard beginPayload(header, from: base + behind, part) else { break }
+                }
+                work += part
+                at = behind + part
+                continue
+            case .accept(.disconnect):
+                counters.requests += 1
+                state = .ending
+                releaseInput()
+                return
+            case .accept(let command):
+                counters.requests += 1
+                submit(command, header)
+                at = behind
+                continue
+            case .nothingToDo(let command):
+                counters.requests += 1
+                if command == .read && rules.structuredReplies {
+                    Reply.none(reserve(Reply.chunkBytes), cookie: header.cookie)
+                    send.pointee.commit(Reply.chunkBytes)
+                } else {
+                    acknowledge(header.cookie)
+                }
+                at = behind
+                continue
+            case .refuse(let error):
+                counters.requests += 1
+                guard header.payloadBytes <= share.limits.skippedPayloadBytes else {
+                    end("a WRITE of \(header.payloadBytes) bytes")
+                    return
+                }
+                // Answered once its payload is off the stream: then there is one reply, and the stream is whole.
+                skip = header.payloadBytes
+                skipReply = (header, error)
+                at = behind
+                if skip == 0 { answerSkipped() }
+                continue
+            }
+            // Only a request that has to wait for memory comes here: it stays where it is.
+            break
+        }
+        keep(base, at, count)
+    }
+
+    private func answerSkipped() {
+        guard let error = skipReply.error else { return }
+        skipReply.error = nil
+        refuse(skipReply.header.cookie, isRead: skipReply.header.type == NBD.Command.read.rawValue, error)
+    }
+
+    /// Keeps what was not parsed: less than a header beside the connection, more in a buffer of its own.
+    private func keep(_ base: UnsafeMutableRawPointer, _ at: Int, _ count: Int) {
+        let rest = count - at
+        if let leftover, base == leftover + leftoverAt {
+            leftoverAt += at
+            if pause != .none { return }
+            precondition(rest < RequestHeader.lengthBytes || endReason != nil)
+            if endReason == nil { keepCarry(base + at, rest) }
+            releaseLeftover()
+            return
+        }
+        guard endReason == nil, rest > 0 else { return }
+        if pause == .none {
+            keepCarry(base + at, rest)
+            return
+        }
+        holdAnyway(BufferPool.cost(rest))
+        let buffer = share.pool.take(rest)
+        buffer.copyMemory(from: base + at, byteCount: rest)
+        leftover = buffer
+        leftoverBytes = rest
+        leftoverAt = 0
+    }
+
+    private func keepCarry(_ base: UnsafeMutableRawPointer, _ count: Int) {
+        precondition(count < RequestHeader.lengthBytes)
+        carry.copyMemory(from: base, byteCount: count)
+        carryCount = count
+    }
+
+    private func releaseLeftover() {
+        guard let buffer = leftover else { return }
+        share.giveBuffer(buffer, bytes: leftoverBytes)
+        unhold(BufferPool.cost(leftoverBytes))
+        leftover = nil
+        leftoverBytes = 0
+        leftoverAt = 0
+    }
+
+    /// A WRITE whose payload is not all there. False: it has to wait for memory.
+    private func beginPayload(_ header: RequestHeader, from bytes: UnsafeRawPointer, _ count: Int) -> Bool {
+        let length = Int(header.lengthBytes)
+        let granted = min(length, Self.firstGrantBytes)
+        guard admit(granted, whole: length) else { return false }
+        counters.requests += 1
+        let buffer = share.pool.take(length)
+        buffer.copyMemory(from: bytes, byteCount: count)
+        payload = Payload(header: header, buffer: buffer, received: count, granted: granted)
+        return true
+    }
+
+    /// The payload is complete.
+    private func finishPayload() {
+        guard let current = payload else { return }
+        payload = nil
+        let length = Int(current.header.lengthBytes)
+        // From here on it counts like any buffer of its length.
+        if length < BufferPool.smallestBytes { holdAnyway(BufferPool.smallestBytes - length) }
+        writeOwned(current.header, current.buffer)
+    }
+
+    /// Gives back everything that came in and was not made a request yet.
+    func releaseInput() {
+        releaseLeftover()
+        carryCount = 0
+        skip = 0
+        skipReply.error = nil
+        if let current = payload {
+            payload = nil
+            share.giveBuffer(current.buffer, bytes: Int(current.header.lengthBytes))
+            unhold(current.granted)
+        }
+        cancelWait()
+        pause = .none
+    }
+}

@@ -1,0 +1,449 @@
+// A connection in the transmission phase, from the reply that ends its handshake to its end.
+//
+// Always holds:
+// - It is touched by its device's loop only.
+// - Each request that was read is answered once, in any order, unless the connection ends before.
+// - What a client may make the server hold is bounded (`ConnectionLimits`): at a bound nothing more is read from it,
+//   and nobody else notices.
+// - `device.leave` is called once for each `join` that succeeded, unless the device ended the connection itself.
+// - The object lives until all its requests are completed; their buffers too.
+//
+// Beside this file: `Connection+Receive` (bytes to requests), `Connection+Requests` (requests to the device and back),
+// `Connection+Send` (replies to the socket).
+
+import Logging
+import NBDProtocol
+package import Runtime
+
+/// Owned by its device's loop.
+package final class Connection: EventHandler, DeviceClient, @unchecked Sendable {
+    enum State: UInt8 {
+        /// The device has not admitted it yet.
+        case joining
+        case serving
+        /// DISC was received: what is outstanding is finished, nothing more is read.
+        case ending
+        /// Left; the last replies are on their way out.
+        case closing
+        case dead
+    }
+
+    /// Why received requests are not looked at for the moment.
+    enum Pause: UInt8 {
+        case none
+        /// The turn was long enough; the next one comes by itself.
+        case turn
+        /// Too many or too large requests outstanding: goes on when some are answered.
+        case requests
+        /// In line for the common budget.
+        case budget
+    }
+
+    /// The payload of a WRITE that comes in several pieces.
+    struct Payload {
+        var header: RequestHeader
+        var buffer: UnsafeMutableRawPointer
+        var received = 0
+        /// Bytes of it that memory was granted for.
+        var granted: Int
+    }
+
+    /// A turn of the device that is not in the journal yet.
+    struct PendingTurn {
+        var turn: UInt64
+        var count: Int
+    }
+
+    private let socket: FileDescriptor
+    let fd: Int32
+    let share: LoopShare
+    let device: any BlockDevice
+    let rules: RequestRules
+    let client: ClientIdentity
+    let exportName: String
+    let log: Logger
+    private let ended: @Sendable () -> Void
+
+    var state = State.joining
+    var pause = Pause.none
+    var isDraining = false
+    /// The socket takes no more bytes: nothing is read until it does.
+    var isBlocked = false
+    var isDirty = false
+    var willResume = false
+    private var hasJoined = false
+    private var hasLeft = false
+    private var isWatched = false
+    private var watched: Events = []
+
+    /// The beginning of a request's header: 27 bytes at most.
+    let carry = UnsafeMutableRawPointer.allocate(byteCount: RequestHeader.lengthBytes, alignment: 8)
+    var carryCount = 0
+    /// Received bytes that a pause keeps from being parsed.
+    var leftover: UnsafeMutableRawPointer?
+    var leftoverBytes = 0
+    var leftoverAt = 0
+    var payload: Payload?
+    /// Payload bytes of a refused WRITE still to come, and the error to answer then.
+    var skip = 0
+    var skipReply: (header: RequestHeader, error: NBD.ErrorCode?) = (
+        RequestHeader(flags: 0, type: 0, cookie: 0, offset: 0, lengthBytes: 0), nil
+    )
+    /// Writes taken inline in this turn: their cookies are in `share.cookies`.
+    var takenCount = 0
+
+    /// Requests given to the device and not completed.
+    var inFlight = 0
+    /// Cookies of writes whose turn is not in the journal yet, in the order of `pendingTurns`.
+    var pendingCookies: [UInt64] = []
+    var pendingTurns: [PendingTurn] = []
+
+    let send = UnsafeMutablePointer<SendQueue>.allocate(capacity: 1)
+
+    /// Bytes of buffers held for this client, and how many of them the common budget was charged with.
+    var held = 0
+    var charged = 0
+    /// Of `charged`: granted to who waited, and not in use yet.
+    private var promised = 0
+    private var overdraft = 0
+    var waitID: UInt64?
+    /// What `checkStall` last saw of `counters`, and for how many seconds it has hardly changed.
+    private var seenBytes: UInt64 = 0
+    private var stalledSeconds = 0
+
+    var counters = ConnectionCounters()
+
+    /// On the device's loop. `ended` is called once, when nothing is left of the connection.
+    init(
+        socket: FileDescriptor, share: LoopShare, device: any BlockDevice, rules: RequestRules, client: ClientIdentity,
+        exportName: String, log: Logger, ended: @escaping @Sendable () -> Void
+    ) {
+        self.socket = socket
+        fd = socket.raw
+        self.share = share
+        self.device = device
+        self.rules = rules
+        self.client = client
+        self.exportName = exportName
+        self.log = log
+        self.ended = ended
+        send.initialize(to: SendQueue())
+        share.add(self)
+    }
+
+    deinit {
+        send.deinitialize(count: 1)
+        send.deallocate()
+        carry.deallocate()
+    }
+
+    // MARK: Beginning
+
+    /// The device admitted it: sends `reply`, which ends the handshake, and serves.
+    func start(reply: [UInt8]) {
+        guard state == .joining else { return }
+        hasJoined = true
+        state = .serving
+        do {
+            try share.loop.watch(fd, .readable, self)
+            isWatched = true
+            watched = .readable
+        } catch {
+            end("\(error)")
+            return
+        }
+        log.info("attached", metadata: ["client": "\(client.address)", "export": "\(exportName)"])
+        appendBytes(reply)
+        flush()
+        settle()
+    }
+
+    /// The device did not admit it: nothing is left of it but the socket, which goes back to the handshake.
+    func abandon() {
+        guard state == .joining else { return }
+        state = .dead
+        isFinished = true
+        share.remove(self)
+    }
+
+    // MARK: Events
+
+    package func ready(_ events: Events) {
+        if events.contains(.writable), isBlocked {
+            isBlocked = false
+            flush()
+            settle()
+        }
+        guard !events.isDisjoint(with: [.readable, .hangup]) else { return }
+        switch state {
+        case .serving where canRead:
+            receive()
+        case .serving:
+            if events.contains(.hangup) { end("the client went away") }
+        case .ending:
+            // It does not wait for our replies; what it asked for before DISC is finished all the same.
+            if events.contains(.hangup) { mute() }
+        case .closing:
+            discardInput()
+        case .joining, .dead:
+            break
+        }
+    }
+
+    var canRead: Bool { state == .serving && pause == .none && !isBlocked && leftover == nil }
+    /// Requests that were read and not answered.
+    var outstanding: Int { inFlight + pendingCookies.count + takenCount }
+
+    /// Brings everything that depends on the state in line with it; the last thing after each activity.
+    func settle() {
+        if state == .ending, outstanding == 0 {
+            leave(clean: true)
+            close(gently: false)
+        } else if state == .serving, isDraining, outstanding == 0, send.pointee.isEmpty, payload == nil, skip == 0,
+            leftover == nil
+        {
+            leave(clean: false)
+            close(gently: true)
+        }
+        guard state == .serving || state == .ending || state == .closing else { return }
+        if state == .closing, send.pointee.isEmpty, !isLingering {
+            die()
+            return
+        }
+        if state == .serving, leftover != nil, !isBlocked {
+            if pause == .requests, hasRoomAgain { pause = .turn }
+            if pause == .turn, !willResume {
+                willResume = true
+                share.scheduleResume(self)
+            }
+        }
+        rewatch()
+    }
+
+    private var hasRoomAgain: Bool {
+        outstanding <= share.limits.requestsPerConnection / 2 && held <= share.limits.bytesPerConnection / 2
+            || outstanding == 0 && send.pointee.isEmpty
+    }
+
+    private func rewatch() {
+        guard isWatched else { return }
+        var wanted: Events = []
+        if isBlocked { wanted.insert(.writable) }
+        if canRead || isLingering { wanted.insert(.readable) }
+        if wanted == watched { return }
+        watched = wanted
+        share.loop.rewatch(fd, wanted)
+    }
+
+    func unwatch() {
+        guard isWatched else { return }
+        isWatched = false
+        share.loop.unwatch(fd)
+    }
+
+    // MARK: The device's wishes
+
+    package func disconnect(reason: String) {
+        hasLeft = true
+        end(reason)
+    }
+
+    package func absorb() -> Bool {
+        if state == .joining || state == .ending || state == .closing { return true }
+        // Bounded, so that a client that never stops sending does not hold up the loop.
+        var rounds = 1024
+        while state == .serving, canRead, rounds > 0, receive() { rounds -= 1 }
+        return (state == .serving || state == .ending) && rounds > 0 && pause == .none && leftover == nil
+            && carryCount == 0 && payload == nil && skip == 0 && !isBlocked
+    }
+
+    // MARK: Ending
+
+    /// Finishes what is outstanding, then hangs up; requests that come meanwhile are answered ESHUTDOWN.
+    func drain() {
+        isDraining = true
+        if state == .joining { return }
+        settle()
+    }
+
+    /// After DISC the client has gone without waiting for the last replies.
+    func mute() {
+        isMute = true
+        isBlocked = false
+        unwatch()
+        dropOutput()
+    }
+    private(set) var isMute = false
+
+    /// Ends the connection at once: nothing more is read or sent.
+    func end(_ reason: String) {
+        guard state != .dead else { return }
+        log.info("ended", metadata: ["client": "\(client.address)", "export": "\(exportName)", "reason": "\(reason)"])
+        if share.active === self {
+            // The turn under way still looks at this object's bytes; it ends the connection when it is done.
+            if endReason == nil { endReason = reason }
+            return
+        }
+        leave(clean: false)
+        die()
+    }
+
+    /// Why the turn under way is the last one.
+    var endReason: String?
+
+    private func leave(clean: Bool) {
+        guard hasJoined, !hasLeft else { return }
+        hasLeft = true
+        if clean {
+            log.info("detached", metadata: ["client": "\(client.address)", "export": "\(exportName)"])
+        }
+        device.leave(self, clean: clean)
+    }
+
+    /// The client still reads (or should hear the end of the stream before the reset that unread input causes).
+    private var isLingering = false
+    private var lingerTimer: LoopTimer?
+
+    /// Sends what is queued, then closes. `gently`: bytes that the client has sent meanwhile are read over first.
+    private func close(gently: Bool) {
+        state = .closing
+        releaseInput()
+        isLingering = gently
+        if gently { Sockets.shutdownSending(fd) }
+        if gently || !send.pointee.isEmpty {
+            lingerTimer = share.loop.after(ns: share.limits.lingerMs * 1_000_000) { [weak self] in self?.die() }
+        }
+    }
+
+    private func discardInput() {
+        let room = UnsafeMutableRawBufferPointer(start: share.receiveBase, count: share.receiveBytes)
+        switch Sockets.receive(fd, into: room) {
+        case .bytes, .wouldBlock: break
+        case .closed, .failed: die()
+        }
+    }
+
+    /// Nothing more goes in or out. What is in flight at the device keeps the object alive.
+    private func die() {
+        guard state != .dead else { return }
+        state = .dead
+        lingerTimer?.cancel()
+        lingerTimer = nil
+        unwatch()
+        socket.close()
+        releaseInput()
+        dropOutput()
+        pendingCookies = []
+        pendingTurns = []
+        promised = 0
+        unhold(0)
+        finishIfFree()
+    }
+
+    private var isFinished = false
+
+    func finishIfFree() {
+        guard state == .dead, inFlight == 0, !isFinished else { return }
+        isFinished = true
+        precondition(held == 0 && charged == 0, "\(held) bytes unaccounted for")
+        if overdraft > 0 { share.budget.give(0, endsOverdraft: true) }
+        share.setTrim()
+        ended()
+        share.remove(self)
+    }
+
+    // MARK: Stalls
+
+    /// Each second while others wait for memory.
+    func checkStall() {
+        guard charged > 0, waitID == nil, state != .dead, state != .joining else {
+            stalledSeconds = 0
+            return
+        }
+        guard isBlocked || payload != nil else {
+            stalledSeconds = 0
+            return
+        }
+        let bytes = counters.receivedBytes + counters.sentBytes
+        if bytes - seenBytes >= UInt64(share.limits.stallBytes) {
+            seenBytes = bytes
+            stalledSeconds = 0
+            return
+        }
+        stalledSeconds += 1
+        if stalledSeconds >= share.limits.stallSeconds {
+            end("the client stalled while it held memory that others wait for")
+        }
+    }
+
+    // MARK: Memory
+
+    /// Counts `bytes` more for this client. False: its line in the common budget begins (`wait`).
+    func hold(_ bytes: Int) -> Bool {
+        let over = held + bytes - share.limits.ownBytesPerConnection - charged
+        if over > 0 {
+            guard share.take(over) else { return false }
+            charged += over
+        }
+        held += bytes
+        if promised > 0 { promised = max(0, promised - bytes) }
+        return true
+    }
+
+    /// Counts `bytes` for what has to be held.
+    func holdAnyway(_ bytes: Int) {
+        let over = held + bytes - share.limits.ownBytesPerConnection - charged
+        if over > 0 {
+            share.force(over)
+            charged += over
+        }
+        held += bytes
+    }
+
+    func unhold(_ bytes: Int) {
+        held -= bytes
+        guard charged > 0 else { return }
+        let free = charged - promised - max(0, held - share.limits.ownBytesPerConnection)
+        guard free > 0 else { return }
+        charged -= free
+        if overdraft > 0, free >= min(overdraft, charged + free) {
+            overdraft = 0
+            share.budget.give(free, endsOverdraft: true)
+        } else {
+            share.give(free)
+        }
+    }
+
+    /// Stands in line for `bytes`, with everything else of this connection paused.
+    func wait(_ bytes: Int, finishing: Bool) {
+        pause = .budget
+        let over = held + bytes - share.limits.ownBytesPerConnection - charged
+        precondition(over > 0 && waitID == nil)
+        // Marks the wait as begun in case the grant is posted before `wait` returns.
+        waitID = 0
+        let loop = share.loop
+        waitID = share.budget.wait(over, finishing: finishing) { [self] isOverdraft in
+            loop.post { self.granted(over, isOverdraft: isOverdraft) }
+        }
+    }
+
+    private func granted(_ bytes: Int, isOverdraft: Bool) {
+        waitID = nil
+        guard state == .serving else {
+            share.budget.give(bytes, endsOverdraft: isOverdraft)
+            return
+        }
+        // Charged ahead of the hold that asked for it, which now finds it there.
+        charged += bytes
+        promised = bytes
+        if isOverdraft { overdraft = bytes }
+        pause = leftover == nil ? .none : .turn
+        settle()
+    }
+
+    func cancelWait() {
+        guard let id = waitID else { return }
+        // If it was too late, `granted` gives it back.
+        if share.budget.cancel(id) { waitID = nil }
+    }
+}

@@ -1,0 +1,45 @@
+// Every bound of the server side of NBD, in one place. What is not here is bounded by the protocol.
+
+/// How much clients may use. One value for all connections of a daemon.
+package struct ConnectionLimits: Sendable {
+    /// Connections at a time, unfinished handshakes included. Further ones are closed as they come.
+    package var connections = 1024
+    /// Unfinished handshakes at a time. One more and the oldest is closed: an honest handshake takes milliseconds.
+    package var handshakes = 128
+    /// Time a client has for its handshake; what the server takes to answer does not count.
+    package var handshakeTimeoutMs: UInt64 = 30_000
+    /// Data of one option that are looked at. Longer ones are read over and answered NBD_REP_ERR_TOO_BIG ...
+    package var optionBytes = 64 << 10
+    /// ... up to here; beyond, the connection is closed.
+    package var skippedOptionBytes = 32 << 20
+    /// Options of one handshake.
+    package var options = 256
+    /// The answer to NBD_OPT_LIST; a longer one becomes NBD_REP_ERR_TOO_BIG.
+    package var listReplyBytes = 16 << 20
+
+    /// Requests of one connection that are not answered yet. At the bound nothing more is read from it.
+    package var requestsPerConnection = 1024
+    /// Request and reply buffers of one connection; a single request is served however large.
+    package var bytesPerConnection = 64 << 20
+    /// What each connection has of its own, whatever others do. Above it the common budget is asked.
+    package var ownBytesPerConnection = 128 << 10
+    /// Request and reply buffers of all connections together, beyond what each has of its own. Who finds nothing left
+    /// waits in line. A connection that receives a payload may overdraw by one request, one connection at a time.
+    package var budgetBytes = 512 << 20
+    /// Payload of a refused WRITE that is read over; above it the connection is closed.
+    package var skippedPayloadBytes = 64 << 20
+    /// Payload and reply bytes that one connection moves before the next one has its turn.
+    package var turnBytes = 1 << 20
+
+    /// A connection that holds memory others wait for, and in this time moves less than `stallBytes`, is closed.
+    package var stallSeconds = 10
+    package var stallBytes = 64 << 10
+    /// How long the last replies of an ended connection may take to leave.
+    package var lingerMs: UInt64 = 5_000
+    /// Buffers that one loop keeps for the next request.
+    package var pooledBytesPerLoop = 16 << 20
+    /// A TCP peer that is silent for so long is taken for dead.
+    package var deadPeerMs: Int32 = 25_000
+
+    package init() {}
+}

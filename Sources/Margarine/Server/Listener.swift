@@ -1,0 +1,273 @@
+// The door: accepts connections, watches over their number, and tells them all when the daemon ends.
+
+import Glibc
+package import Logging
+package import Runtime
+import Synchronization
+
+/// Serves a provider's exports on any number of sockets.
+///
+///     let listener = Listener(provider: disks, loop: loop, limits: ConnectionLimits(), log: log)
+///     try await listener.listen(on: .tcp(host: "127.0.0.1", port: 10809))
+///     ...
+///     await listener.stopAccepting()
+///     await listener.drain(timeoutMs: 10_000)
+///
+/// Handshakes run on `loop`; each connection then moves to its device's loop.
+package final class Listener: Sendable {
+    private let context: ServerContext
+
+    package init(provider: any ExportProvider, loop: Loop, limits: ConnectionLimits = ConnectionLimits(), log: Logger) {
+        context = ServerContext(provider: provider, loop: loop, limits: limits, log: log)
+    }
+
+    /// Begins to accept on `endpoint`; gives the endpoints with the ports that were really bound.
+    @discardableResult
+    package func listen(on endpoint: Endpoint, unixMode: UInt32 = 0o600) async throws -> [Endpoint] {
+        let sockets = try Sockets.listen(endpoint, mode: unixMode)
+        let doors = sockets.map { Door(socket: $0, context: context) }
+        let bound = sockets.map { socket in
+            if case .tcp(let host, _) = endpoint, let port = Sockets.localPort(socket) {
+                Endpoint.tcp(host: host, port: port)
+            } else {
+                endpoint
+            }
+        }
+        try await context.onLoop { [context] in
+            for door in doors { try context.open(door) }
+        }
+        var different: [Endpoint] = []
+        for endpoint in bound where !different.contains(endpoint) { different.append(endpoint) }
+        return different
+    }
+
+    /// No connection is accepted any more; the listening sockets are closed.
+    package func stopAccepting() async {
+        try? await context.onLoop { [context] in context.closeDoors() }
+    }
+
+    /// Ends all connections: what is in flight is finished and answered, requests that come meanwhile are answered
+    /// ESHUTDOWN, unfinished handshakes too. Returns when none is left; those that are after `timeoutMs` are cut. True if
+    /// none had to be.
+    @discardableResult
+    package func drain(timeoutMs: UInt64) async -> Bool {
+        await stopAccepting()
+        return await context.drain(timeoutMs: timeoutMs)
+    }
+
+    /// The connections in their transmission phase, as their loops see them.
+    package func sessions() async -> [ConnectionStatus] { await context.sessions() }
+
+    /// Connections of any kind.
+    package var connectionCount: Int { context.connectionCount }
+}
+
+/// One listening socket. Owned by the accepting loop.
+final class Door: EventHandler, @unchecked Sendable {
+    let socket: FileDescriptor
+    private unowned let context: ServerContext
+
+    init(socket: FileDescriptor, context: ServerContext) {
+        self.socket = socket
+        self.context = context
+    }
+
+    func ready(_ events: Events) { context.accept(self) }
+}
+
+/// What the listener, its handshakes and its connections share.
+final class ServerContext: @unchecked Sendable {  // `doors` and `handshakes` owned by `loop`, the rest immutable or locked
+    let provider: any ExportProvider
+    let loop: Loop
+    let limits: ConnectionLimits
+    let log: Logger
+
+    private struct Shared {
+        var shares: [ObjectIdentifier: LoopShare] = [:]
+        /// Sockets of clients, from accept to close.
+        var connections = 0
+        var waitingForNone: [CheckedContinuation<Void, Never>] = []
+    }
+
+    private let shared = Mutex(Shared())
+    private let draining = Atomic<Bool>(false)
+    private let budget: RequestBudget
+    private let shortage: Shortage
+
+    private var doors: [Door] = []
+    /// In the order of their coming.
+    private var handshakes: [Handshake] = []
+
+    /// Passes on that memory is short; there so that the budget can be made first.
+    private final class Shortage: Sendable {
+        let call = Mutex<(@Sendable () -> Void)?>(nil)
+    }
+
+    private static let acceptsPerTurn = 64
+    private static let handshakeGraceMs: UInt64 = 1_000
+    private static let pauseWithoutDescriptorsNs: UInt64 = 100_000_000
+
+    init(provider: any ExportProvider, loop: Loop, limits: ConnectionLimits, log: Logger) {
+        self.provider = provider
+        self.loop = loop
+        self.limits = limits
+        self.log = log
+        let shortage = Shortage()
+        self.shortage = shortage
+        // Below this the largest request could never be served.
+        budget = RequestBudget(bytes: max(limits.budgetBytes, 2 * BufferPool.largestBytes)) {
+            shortage.call.withLock { $0 }?()
+        }
+        shortage.call.withLock { call in
+            call = { [weak self] in
+                for share in self?.allShares() ?? [] { share.loop.post { share.memoryIsShort() } }
+            }
+        }
+    }
+
+    var isDraining: Bool { draining.load(ordering: .acquiring) }
+    var connectionCount: Int { shared.withLock { $0.connections } }
+
+    /// What the connections of `loop` share. On that loop.
+    func share(of loop: Loop) -> LoopShare {
+        let id = ObjectIdentifier(loop)
+        if let share = shared.withLock({ $0.shares[id] }) { return share }
+        let share = LoopShare(loop: loop, limits: limits, budget: budget)
+        shared.withLock { $0.shares[id] = share }
+        return share
+    }
+
+    private func allShares() -> [LoopShare] { shared.withLock { Array($0.shares.values) } }
+
+    /// Runs `work` on the accepting loop.
+    func onLoop<T: Sendable>(_ work: @escaping @Sendable () throws -> T) async throws -> T {
+        try await withCheckedThrowingContinuation { done in
+            loop.post { done.resume(with: Result(catching: work)) }
+        }
+    }
+
+    // MARK: Accepting (on the loop)
+
+    func open(_ door: Door) throws {
+        try loop.watch(door.socket.raw, .readable, door)
+        doors.append(door)
+    }
+
+    func closeDoors() {
+        for door in doors {
+            loop.unwatch(door.socket.raw)
+            door.socket.close()
+        }
+        doors = []
+    }
+
+    func accept(_ door: Door) {
+        for _ in 0..<Self.acceptsPerTurn {
+            switch Sockets.accept(door.socket) {
+            case .wouldBlock:
+                return
+            case .connection(let socket):
+                welcome(socket)
+            case .failed(let error) where error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM:
+                log.error("cannot accept: \(String(cString: strerror(error))); raise the limit of open files")
+                pause(door)
+                return
+            case .failed:
+                continue  // the client has gone already
+            }
+        }
+    }
+
+    /// Without descriptors a level-triggered loop would spin.
+    private func pause(_ door: Door) {
+        loop.rewatch(door.socket.raw, [])
+        loop.after(ns: Self.pauseWithoutDescriptorsNs) { [self] in
+            if doors.contains(where: { $0 === door }) { loop.rewatch(door.socket.raw, .readable) }
+        }
+    }
+
+    private func welcome(_ socket: FileDescriptor) {
+        if handshakes.count >= limits.handshakes { handshakes[0].close("too many unfinished handshakes") }
+        let isWelcome = shared.withLock { shared in
+            guard shared.connections < limits.connections else { return false }
+            shared.connections += 1
+            return true
+        }
+        guard isWelcome else {
+            log.warning("connection refused: \(limits.connections) are the limit")
+            socket.close()
+            return
+        }
+        Sockets.tune(socket, deadAfterMs: limits.deadPeerMs)
+        let client = ClientIdentity(address: Sockets.peerName(socket), host: Sockets.peerHost(socket))
+        let handshake = Handshake(socket: socket, client: client, server: self, loop: loop, log: log)
+        handshakes.append(handshake)
+        handshake.start()
+    }
+
+    /// A handshake ended, and its socket is closed.
+    func ended(_ handshake: Handshake) {
+        moved(handshake)
+        connectionEnded()
+    }
+
+    /// A handshake ended in a connection.
+    func moved(_ handshake: Handshake) { handshakes.removeAll { $0 === handshake } }
+
+    // MARK: All connections (any thread)
+
+    func connectionEnded() {
+        let waiting = shared.withLock { shared in
+            shared.connections -= 1
+            precondition(shared.connections >= 0)
+            guard shared.connections == 0 else { return [CheckedContinuation<Void, Never>]() }
+            defer { shared.waitingForNone = [] }
+            return shared.waitingForNone
+        }
+        for continuation in waiting { continuation.resume() }
+    }
+
+    func drain(timeoutMs: UInt64) async -> Bool {
+        draining.store(true, ordering: .releasing)
+        for share in allShares() {
+            share.loop.post { for connection in Array(share.connections.values) { connection.drain() } }
+        }
+        loop.post { [self] in
+            loop.after(ns: min(timeoutMs, Self.handshakeGraceMs) * 1_000_000) { [self] in
+                for handshake in Array(handshakes) { handshake.close("draining") }
+            }
+            loop.after(ns: timeoutMs * 1_000_000) { [self] in cutAll() }
+        }
+        await withCheckedContinuation { continuation in
+            let isNone = shared.withLock { shared in
+                if shared.connections == 0 { return true }
+                shared.waitingForNone.append(continuation)
+                return false
+            }
+            if isNone { continuation.resume() }
+        }
+        return connectionCount == 0
+    }
+
+    /// Those who were not done in time. What they still have at their device does not hold up the end.
+    private func cutAll() {
+        for share in allShares() {
+            share.loop.post { for connection in Array(share.connections.values) { connection.end("not drained in time") } }
+        }
+        let waiting = shared.withLock { shared in
+            defer { shared.waitingForNone = [] }
+            return shared.waitingForNone
+        }
+        for continuation in waiting { continuation.resume() }
+    }
+
+    func sessions() async -> [ConnectionStatus] {
+        var all: [ConnectionStatus] = []
+        for share in allShares() {
+            all += await withCheckedContinuation { done in
+                share.loop.post { done.resume(returning: share.connections.values.map(\.status)) }
+            }
+        }
+        return all
+    }
+}
