@@ -9,7 +9,7 @@ struct StoreOptions: ParsableArguments {
     @Option(
         name: .long,
         help: ArgumentHelp(
-            "The store: file:///path or s3://bucket/prefix?endpoint=URL&region=R. Default: the configuration's, then MARGARINE_STORE.",
+            "The store: file:///path or s3://bucket/prefix?endpoint=URL&region=R. Default: what --config or MARGARINE_STORE say.",
             valueName: "url"))
     var store: String?
 
@@ -48,6 +48,10 @@ extension Settings {
             let near = SettingKey.closest(to: name, among: SettingKey.all.map(\.name))
             throw ValidationError("\(flag): unknown key '\(name)'" + (near.map { "; did you mean '\($0)'?" } ?? ""))
         }
-        do { try key.set(.text(text), &self) } catch { throw ValidationError(flag == "--set" ? "--set: '\(name)' \(error)" : "\(flag) \(error)") }
+        do {
+            try key.set(.text(text), &self)
+        } catch {
+            throw ValidationError(flag == "--set" ? "--set: '\(name)' \(error)" : "\(flag) \(error)")
+        }
     }
 }

@@ -6,10 +6,13 @@ package import Runtime
 
 package enum LocalProcess {
     /// The heartbeat of this process, to be written now and with a new `timeMs` ever after.
-    package static func record(id: String, addresses: [String], environment: any Environment) -> ServerRecord {
+    package static func record(
+        id: String, addresses: [String], environment: any Environment, freshForMs: Int64 = ServerRecord.freshMs
+    ) -> ServerRecord {
         ServerRecord(
             id: id, host: hostName(), bootID: bootID(), pid: getpid(), pidNamespace: pidNamespace(),
-            startTicks: startTicks(of: getpid()) ?? 0, addresses: addresses, timeMs: environment.wallMs)
+            startTicks: startTicks(of: getpid()) ?? 0, addresses: addresses, timeMs: environment.wallMs,
+            freshForMs: freshForMs)
     }
 
     /// Whether the process of a heartbeat runs, as far as this machine can tell.

@@ -19,10 +19,12 @@ package struct ServerRecord: Sendable, Equatable, Codable {
     package var addresses: [String]
     /// Wall clock at the heartbeat, milliseconds since 1970.
     package var timeMs: Int64
+    /// How long after `timeMs` this heartbeat stands for life: its server's `owner-dead-after`. Milliseconds.
+    package var freshForMs: Int64
 
     package init(
         id: String, host: String, bootID: String, pid: Int32, pidNamespace: String, startTicks: UInt64, addresses: [String],
-        timeMs: Int64
+        timeMs: Int64, freshForMs: Int64 = freshMs
     ) {
         self.id = id
         self.host = host
@@ -32,12 +34,15 @@ package struct ServerRecord: Sendable, Equatable, Codable {
         self.startTicks = startTicks
         self.addresses = addresses
         self.timeMs = timeMs
+        self.freshForMs = freshForMs
     }
 
-    /// How long a heartbeat stands for life.
+    /// How long a heartbeat stands for life where its server does not choose.
     package static let freshMs: Int64 = 30_000
     /// How often a server writes one.
     package static let intervalMs: Int64 = 10_000
+    /// A heartbeat that claims more is not believed.
+    static let longestFreshMs: Int64 = 86_400_000
     static let format = 1
 
     package static func key(_ id: String) -> String { "servers/" + id }
@@ -45,7 +50,7 @@ package struct ServerRecord: Sendable, Equatable, Codable {
     /// Whether the server is to be taken for alive at `nowMs`: its heartbeat is fresh (or from a clock ahead of ours), and
     /// its process is not known to be gone.
     package func isAlive(nowMs: Int64, process: ProcessProbe) -> Bool {
-        nowMs - timeMs < Self.freshMs && process(self) != .gone
+        nowMs - timeMs < min(max(freshForMs, 0), Self.longestFreshMs) && process(self) != .gone
     }
 }
 

@@ -62,7 +62,9 @@ extension SettingKey {
 
         .choice("safe-points", table: "new-disk", \.newDisk.safePoints),
         .choice("durability", table: "new-disk", \.newDisk.durability),
-        .duration("resume-window", table: "new-disk", 0...DiskOptions.maxResumeWindowMs, reload: false, \.newDisk.resumeWindowMs),
+        .duration(
+            "resume-window", table: "new-disk", 0...DiskOptions.maxResumeWindowMs, reload: false,
+            \.newDisk.resumeWindowMs),
     ]
 
     /// The tables of the file.

@@ -5,7 +5,7 @@
 
 /// What to do with a disk that another server owns.
 public enum Takeover: String, Sendable, Codable, CaseIterable {
-    /// Take it only when the owner's heartbeat has stopped for `ownerDeadAfterMs`.
+    /// Take it only when the owner's heartbeat is older than it said it may become.
     case dead
     /// Take it at once. The old owner's head no longer swaps, so it loses the disk and says so.
     case force
@@ -74,7 +74,7 @@ public struct Settings: Sendable, Equatable {
     public var storeConnections = 32
     /// How often this server's heartbeat object is written while it owns a disk. Milliseconds.
     public var heartbeatIntervalMs: Int64 = 5000
-    /// A server whose heartbeat has not changed for this long is dead to others. Milliseconds.
+    /// This server is dead to others when its heartbeat is older than this. Milliseconds.
     public var ownerDeadAfterMs: Int64 = 30_000
     /// What to do with disks that other servers own.
     public var takeover = Takeover.dead
