@@ -56,7 +56,7 @@ extension ManifestPage {
         return out.bytes
     }
 
-    private static func checksum(_ bytes: ArraySlice<UInt8>) -> UInt64 {
+    static func checksum(_ bytes: ArraySlice<UInt8>) -> UInt64 {
         bytes.withUnsafeBytes { mg_xxh3($0.baseAddress, $0.count, 0) }
     }
 

@@ -1,0 +1,311 @@
+// Disks made, changed and deleted on the store, beside each other and beside owners.
+
+import BlockCache
+@testable import Margarine
+import ObjectStore
+import Runtime
+import Synchronization
+import Testing
+
+struct CatalogTests {
+    /// A catalog on a store in memory; `running` are the servers whose processes live.
+    static func open(_ store: TestStore, _ bucket: (any Bucket)? = nil) async throws -> Catalog {
+        Catalog(try await Store.open(bucket: bucket ?? store.faulty, environment: store.environment)) { _ in .outOfSight }
+    }
+
+    static func kind(_ body: () async throws -> Void) async -> CatalogError.Kind? {
+        do { try await body() } catch { return (error as? CatalogError)?.kind }
+        return nil
+    }
+
+    /// Gives a disk to a server that is (or is not) alive, as an attachment does.
+    static func own(_ catalog: Catalog, _ name: String, server: String, alive: Bool, session: String? = nil) async throws -> (Head, ETag) {
+        var (head, etag) = try await catalog.load(name)
+        head.epoch += 1
+        head.owner = Head.Owner(server: server, host: "h", sinceMs: 1)
+        head.session = session
+        let now = catalog.store.environment.wallMs
+        try await catalog.store.beat(
+            ServerRecord(
+                id: server, host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: ["a"],
+                timeMs: alive ? now : now - 60_000))
+        guard case .won(let tag) = try await catalog.store.heads.swap(head, expecting: etag) else {
+            throw CatalogError(.conflict, "not won")
+        }
+        return (head, tag)
+    }
+
+    @Test func aDiskFromItsMakingToItsEnd() async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        var options = DiskOptions()
+        options.durability = .store
+        let made = try await catalog.create("work", sizeBytes: 10 << 30, options: options)
+        #expect(made.name == "work" && made.size == 10 << 30 && made.generation == 0 && made.epoch == 0)
+        #expect(made.owner == nil && made.blocks == 0 && made.storedBytes == 0 && made.committedAt == nil)
+        #expect(made.durability == .store && made.safePoints == .auto && made.resumeWindowMs == 60_000)
+        #expect(made.createdAt == "2027-01-15T08:00:00Z")
+        _ = try await catalog.create("also.here-2_x", sizeBytes: 512)
+        #expect(try await catalog.list().map(\.name) == ["also.here-2_x", "work"])
+        #expect(try await catalog.show("work") == made)
+        let again = await Self.kind { _ = try await catalog.create("work", sizeBytes: 512) }
+        #expect(again == .exists)
+
+        let changed = try await catalog.set("work", .init(safePoints: .flush, resumeWindowMs: 0))
+        #expect(changed.safePoints == .flush && changed.durability == .store && changed.resumeWindowMs == 0)
+        #expect(try await catalog.show("work") == changed)
+        for ms in [-1, DiskOptions.maxResumeWindowMs + 1] {
+            let refused = await Self.kind { _ = try await catalog.set("work", .init(resumeWindowMs: ms)) }
+            #expect(refused == .invalid)
+        }
+
+        try await catalog.delete("work")
+        #expect(try await catalog.list().map(\.name) == ["also.here-2_x"])
+        for body in [
+            { _ = try await catalog.show("work") }, { try await catalog.delete("work") },
+            { _ = try await catalog.set("work", .init(durability: .memory)) }, { _ = try await catalog.release("none") },
+        ] as [() async throws -> Void] {
+            #expect(await Self.kind(body) == .notFound)
+        }
+        let second = try await catalog.create("work", sizeBytes: 1 << 20)
+        #expect(second.id != made.id && second.epoch > made.epoch && second.durability == .scratch)
+    }
+
+    @Test func namesAndSizesAtTheirLimits() async throws {
+        let catalog = try await Self.open(TestStore())
+        let long = String(repeating: "a", count: 128)
+        for name in [long, "0", "A._-"] { _ = try await catalog.create(name, sizeBytes: 512) }
+        for name in ["", long + "a", ".a", "-a", "_a", "a/b", "a b", "a@1", "ä", "a\n", "a?session=b", "..", "a\0"] {
+            #expect(await Self.kind { _ = try await catalog.create(name, sizeBytes: 512) } == .invalid, "'\(name)'")
+            #expect(await Self.kind { _ = try await catalog.show(name) } == .invalid)
+        }
+        for size in [0, 1, 511, 513, ManifestShape.maxSizeBytes + 512, .max] as [UInt64] {
+            #expect(await Self.kind { _ = try await catalog.create("s", sizeBytes: size) } == .invalid, "\(size)")
+        }
+        #expect(try await catalog.create("s", sizeBytes: ManifestShape.maxSizeBytes).size == .max - (16 << 20) + 1)
+        #expect(try DiskSize.parse("16E") == ManifestShape.maxSizeBytes)
+        #expect(try DiskSize.parse("10G") == 10 << 30)
+        #expect(try DiskSize.parse("512") == 512)
+        for text in ["17E", "0", "100", "", "G", "-1", "1.5.5G", "99999999999999999999"] {
+            #expect(throws: CatalogError.self, "'\(text)'") { try DiskSize.parse(text) }
+        }
+    }
+
+    @Test func ofManyMakersOneWins() async throws {
+        let test = TestStore()
+        let catalogs = [try await Self.open(test), try await Self.open(test)]
+        for round in 0..<20 {
+            if round > 0 { try await catalogs[0].delete("disk") }
+            let outcomes = await withTaskGroup(of: CatalogError.Kind?.self) { group in
+                for i in 0..<8 {
+                    group.addTask { await Self.kind { _ = try await catalogs[i % 2].create("disk", sizeBytes: UInt64(i + 1) * 512) } }
+                }
+                return await group.reduce(into: []) { $0.append($1) }
+            }
+            #expect(outcomes.filter { $0 == nil }.count == 1)
+            #expect(outcomes.allSatisfy { $0 == nil || $0 == .exists })
+        }
+        // A tombstone and a disk each time, and no swap was lost: epochs count them.
+        #expect(try await catalogs[0].show("disk").epoch == 38)
+    }
+
+    @Test func changesOfManyAreAllKept() async throws {
+        let test = TestStore()
+        let a = try await Self.open(test)
+        let b = try await Self.open(test)
+        _ = try await a.create("disk", sizeBytes: 512)
+        for _ in 0..<20 {
+            _ = try await a.set("disk", .init(safePoints: .auto, durability: .memory, resumeWindowMs: 0))
+            async let one = a.set("disk", .init(safePoints: .flush))
+            async let two = b.set("disk", .init(durability: .store))
+            async let three = b.set("disk", .init(resumeWindowMs: 7))
+            _ = try await (one, two, three)
+            let info = try await a.show("disk")
+            #expect(info.safePoints == .flush && info.durability == .store && info.resumeWindowMs == 7)
+        }
+    }
+
+    @Test(arguments: [true, false])
+    func unclearAnswersAreSettled(tookEffect: Bool) async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        test.faulty.inject(
+            StoreFault(tookEffect ? .failAfterEffect(.unclear) : .fail(.unclear), verb: .put, keyContains: "head", count: 3))
+        let made = try await catalog.create("disk", sizeBytes: 512)
+        #expect(made.epoch == 0)
+        _ = try await catalog.set("disk", .init(durability: .store))
+        _ = try await catalog.set("disk", .init(resumeWindowMs: 1))
+        #expect(test.faulty.suffered == 3)
+        let info = try await catalog.show("disk")
+        #expect(info.durability == .store && info.resumeWindowMs == 1)
+        // Reading back does not work either: said so, and nothing is taken for done.
+        test.faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "head", count: 1))
+        let gate = StoreFault(.fail(.unavailable), verb: .get, keyContains: "head", count: 1)
+        test.faulty.inject(StoreFault(.delay(ns: 0), verb: .get, keyContains: "head", count: 1))
+        test.faulty.inject(gate)
+        #expect(await Self.kind { _ = try await catalog.set("disk", .init(resumeWindowMs: 2)) } == .store(.unclear))
+    }
+
+    @Test func aLivingOwnerKeepsItsDisk() async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        _ = try await catalog.create("disk", sizeBytes: 1 << 30)
+        let (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true, session: "vm7")
+        #expect(await Self.kind { try await catalog.delete("disk") } == .owned)
+        #expect(await Self.kind { _ = try await catalog.release("disk") } == .owned)
+        let shown = try await catalog.show("disk")
+        #expect(shown.owner?.server == "s1" && shown.owner?.alive == true && shown.session == "vm7")
+        // What does not hurt it is allowed, and leaves it its epoch.
+        let set = try await catalog.set("disk", .init(safePoints: .btrfs))
+        #expect(set.epoch == head.epoch && set.owner?.server == "s1")
+
+        let released = try await catalog.release("disk", force: true)
+        #expect(released.owner == nil && released.epoch == head.epoch + 1 && released.session == nil)
+        #expect(try await catalog.load("disk").head.lostSessions == ["vm7"])
+        // The old owner finds out at its next swap.
+        let update = try await catalog.store.heads.update(head, etag) { $0.session = nil }
+        guard case .lost(let found?) = update else {
+            Issue.record("\(update)")
+            return
+        }
+        #expect(found.epoch == head.epoch + 1)
+        // Nothing to take: nothing is changed.
+        #expect(try await catalog.release("disk") == released)
+    }
+
+    @Test func aDeadOwnerIsNoObstacle() async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        for name in ["a", "b"] {
+            _ = try await catalog.create(name, sizeBytes: 1 << 30)
+            _ = try await Self.own(catalog, name, server: "s1", alive: false)
+        }
+        #expect(try await catalog.show("a").owner?.alive == false)
+        try await catalog.delete("a")
+        #expect(try await catalog.release("b").owner == nil)
+        // And one that lives is obeyed by force only.
+        _ = try await catalog.create("a", sizeBytes: 512)
+        let (head, etag) = try await Self.own(catalog, "a", server: "s2", alive: true)
+        try await catalog.delete("a", force: true)
+        guard case .lost = try await catalog.store.heads.update(head, etag, change: { _ in }) else {
+            Issue.record("the owner of a deleted disk went on")
+            return
+        }
+        // Nor does it own the next disk of that name.
+        _ = try await catalog.create("a", sizeBytes: 512)
+        guard case .lost = try await catalog.store.heads.update(head, etag, change: { _ in }) else {
+            Issue.record("the owner of a deleted disk owns its successor")
+            return
+        }
+    }
+
+    @Test func heartbeats() async throws {
+        let record = ServerRecord(
+            id: "s", host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: [], timeMs: 1_000_000)
+        for (now, process, alive) in [
+            (1_000_000, .outOfSight, true), (1_029_999, .running, true), (1_030_000, .running, false), (900_000, .outOfSight, true),
+            (1_000_000, .gone, false),
+        ] as [(Int64, ProcessState, Bool)] {
+            #expect(record.isAlive(nowMs: now, process: { _ in process }) == alive)
+        }
+        let test = TestStore()
+        let store = try await Store.open(bucket: test.faulty, environment: test.environment)
+        try await store.beat(record)
+        #expect(try await store.server("s") == record)
+        #expect(try await store.server("t") == nil)
+        try await store.forget(server: "s")
+        #expect(try await store.server("s") == nil)
+    }
+
+    @Test func processesOfThisMachine() throws {
+        let mine = LocalProcess.record(id: "me", addresses: ["tcp://a"], environment: SeededEnvironment())
+        #expect(!mine.bootID.isEmpty && !mine.pidNamespace.isEmpty && mine.pid > 0 && mine.startTicks > 0 && !mine.host.isEmpty)
+        #expect(LocalProcess.state(mine) == .running)
+        for (change, state) in [
+            ({ $0.startTicks += 1 }, .gone), ({ $0.bootID = "x" }, .outOfSight), ({ $0.bootID = "" }, .outOfSight),
+            ({ $0.pidNamespace = "pid:[1]" }, .outOfSight), ({ $0.pid = 0 }, .outOfSight),
+            // Beyond the largest pid that Linux gives.
+            ({ $0.pid = 4_194_305 }, .gone),
+        ] as [((inout ServerRecord) -> Void, ProcessState)] {
+            var other = mine
+            change(&other)
+            #expect(LocalProcess.state(other) == state)
+        }
+    }
+
+    @Test func generationsAreKeptAndNumberedOn() async throws {
+        let test = TestStore()
+        var g = SeededGenerator(seed: 4)
+        let catalog = try await Self.open(test)
+        _ = try await catalog.create("disk", sizeBytes: 1 << 30)
+        var (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true)
+        var entries: [BlockEntry] = []
+        var manifest = head.manifest(cache: test.cache())
+        for n in 1...5 as ClosedRange<UInt64> {
+            entries.append(.random(using: &g))
+            var edit = ManifestEdit(manifest)
+            edit.set(BlockIndex(3), entries.last!)
+            manifest = try await test.write(edit)
+            let record = GenerationRecord(
+                diskID: head.diskID, generation: n, epoch: head.epoch, kind: .flush, committedAtMs: Int64(n), journalSequence: 10 * n,
+                newBytes: manifest.bytesWritten, manifest: manifest)
+            if n == 3 { _ = try await catalog.set("disk", .init(durability: .store)) }
+            guard case .done(let new, let tag) = try await catalog.store.heads.update(head, etag, change: { $0.advance(to: record) }) else {
+                Issue.record("generation \(n) lost")
+                return
+            }
+            (head, etag) = (new, tag)
+            #expect(head.journalSequence == 10 * n && head.committedAtMs == Int64(n))
+        }
+        // What another changed meanwhile is there.
+        #expect(head.options.durability == .store)
+        #expect(try await catalog.show("disk").generation == 5)
+        let records = try await catalog.generations("disk")
+        #expect(records.map(\.generation) == [1, 2, 3, 4, 5])
+        for n in 1...5 as ClosedRange<UInt64> {
+            let record = try await catalog.store.heads.record(head, generation: n)
+            #expect(record == records[Int(n) - 1])
+            #expect(try await Manifest.open(record, cache: test.cache()).find(BlockIndex(3)) == entries[Int(n) - 1])
+        }
+        for n in [0, 6, .max] as [UInt64] {
+            #expect(await Self.kind { _ = try await catalog.store.heads.record(head, generation: n) } == .notFound)
+        }
+        // The next disk of this name does not have them, and counts on.
+        try await catalog.delete("disk", force: true)
+        let next = try await catalog.create("disk", sizeBytes: 512)
+        #expect(next.generation == 5 && next.blocks == 0 && next.committedAt == nil)
+        #expect(try await catalog.generations("disk").isEmpty)
+        let nextHead = try await catalog.load("disk").head
+        #expect(await Self.kind { _ = try await catalog.store.heads.record(nextHead, generation: 4) } == .notFound)
+    }
+
+    @Test func aCommitWhoseAnswerWasLostForGoodIsFoundOut() async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        _ = try await catalog.create("disk", sizeBytes: 1 << 30)
+        let (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true)
+        func record(_ journal: UInt64) -> GenerationRecord {
+            GenerationRecord(
+                diskID: head.diskID, generation: 1, epoch: head.epoch, kind: .clean, committedAtMs: 1, journalSequence: journal, newBytes: 0,
+                manifest: head.manifest(cache: test.cache()))
+        }
+        // Took effect, and neither the answer nor reading back came through.
+        test.faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "head", count: 1))
+        test.faulty.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "head", count: 1))
+        let kind = await Self.kind { _ = try await catalog.store.heads.update(head, etag) { $0.advance(to: record(5)) } }
+        #expect(kind == .store(.unclear))
+        guard case .stale(let found, _) = try await catalog.store.heads.update(head, etag, change: { $0.advance(to: record(9)) }) else {
+            Issue.record("a second commit of the same number was taken")
+            return
+        }
+        #expect(found.journalSequence == 5)
+    }
+
+    @Test func lostSessionsAreBounded() {
+        var head = Head(diskID: ObjectID(high: 1, low: 1), name: "d", sizeBytes: 512, options: DiskOptions(), createdAtMs: 0)
+        for i in 0..<100 { head.lose(session: "s\(i)") }
+        #expect(head.lostSessions.count == 64 && head.lostSessions.last == "s99" && head.lostSessions.first == "s36")
+        head.lose(session: "s50")
+        #expect(head.lostSessions.count == 64 && head.lostSessions.last == "s50")
+    }
+}
