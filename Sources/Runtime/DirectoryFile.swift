@@ -33,8 +33,8 @@ final class DirectoryFile: ScratchFile {
 
     /// Above this much unwritten data in the page cache, the kernel may make a writer wait.
     static let unsyncedLimitBytes: UInt64 = 256 << 20
-    /// Longer writes would hold up the loop by their copying alone.
-    static let inlineLimitBytes = 4 << 20
+    /// Longer writes would hold up the loop by their copying alone (about 1 ms a MiB). Room for 1 MiB and its record header.
+    static let inlineLimitBytes = (1 << 20) + (64 << 10)
 
     init(_ descriptor: FileDescriptor, path: String, root: ScratchRoot) throws(ScratchError) {
         var status = stat()
