@@ -124,6 +124,10 @@ func startDetachedThread(name: String, stackBytes: Int, _ body: @escaping @Senda
         { argument in
             let body = Unmanaged<ThreadBody>.fromOpaque(argument!).takeRetainedValue()
             mg_name_thread(body.name)
+            // Signals are for the program's own threads; and a peer that hangs up is an error, not a SIGPIPE.
+            var all = sigset_t()
+            sigfillset(&all)
+            pthread_sigmask(SIG_BLOCK, &all, nil)
             body.run()
             return nil
         }, box.toOpaque())

@@ -11,17 +11,19 @@ public import Runtime
 /// - Parameters:
 ///   - check: tries out that the store holds conditions (and makes a missing directory). Commands that only read
 ///     pass false, and then need no right to write.
+///   - settings: bounds of the connection to an S3 store.
 ///   - counters: where requests, bytes and errors are counted, for those who report them.
 /// - Throws: `.refused` for a bad address, missing credentials, or a store that cannot do what Margarine needs;
 ///   `.unavailable` when it cannot be reached.
 public func openBucket(
     url: String, environment: any Environment, check: Bool = true, retries: RetryPolicy = RetryPolicy(),
-    counters: StoreCounters = StoreCounters()
+    transport settings: TransportSettings = TransportSettings(), counters: StoreCounters = StoreCounters()
 ) async throws(StoreError) -> any Bucket {
     let transport: any Bucket
     switch try StoreURL(url) {
     case .file(let path): transport = try await DirectoryBucket.open(path: path, readOnly: !check)
-    case .s3: throw StoreError(.refused, "\(url): S3 is not built in yet")
+    case .s3(let address):
+        transport = try await S3Bucket.open(address, environment: environment, check: check, settings: settings)
     }
     return RetryingBucket(CountingBucket(transport, counters: counters, environment: environment), environment: environment, policy: retries)
 }
