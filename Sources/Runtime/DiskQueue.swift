@@ -28,16 +28,20 @@ final class DiskQueue: @unchecked Sendable {  // owned by its loop's thread once
         var ring: OpaquePointer?
         let error = wanted ? mg_ring_create(UInt32(DiskQueue.limit), &ring) : -ENOSYS
         self.ring = error == 0 ? ring : nil
-        ringRefusal =
-            error == 0
-            ? nil
-            : "io_uring can't be used (\(errnoText(-error))), scratch I/O goes to threads and costs more CPU: allow it in the"
-                + " container's seccomp profile and set sysctl kernel.io_uring_disabled=0"
+        ringRefusal = error == 0 ? nil : DiskQueue.refusal(-error)
     }
 
     deinit {
         close()
         completions.deallocate()
+    }
+
+    private static func refusal(_ errno: Int32) -> String {
+        let remedy =
+            errno == ENOMEM
+            ? "raise the limit of locked memory (ulimit -l)"
+            : "allow it in the container's seccomp profile and set sysctl kernel.io_uring_disabled=0"
+        return "io_uring can't be used (\(errnoText(errno))), so scratch I/O goes to threads and costs more CPU: \(remedy)"
     }
 
     /// Polls readable while completions wait; nil without a ring.

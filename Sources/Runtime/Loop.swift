@@ -325,9 +325,8 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
 
     private func runDueTimers() {
         guard !timers.isEmpty, !isStopping.load(ordering: .relaxed) else { return }
-        let now = mg_monotonic_ns()
-        let limit = timers.nextSequence  // a timer made by a timer waits for the next turn
-        while let work = timers.takeDue(now: now, before: limit) { work() }
+        let now = mg_monotonic_ns()  // read once, so that a timer made by a timer waits for the next turn
+        while let work = timers.takeDue(now: now) { work() }
     }
 
     private func runEndWork() {

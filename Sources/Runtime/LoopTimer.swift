@@ -25,7 +25,7 @@ public final class LoopTimer: @unchecked Sendable {  // owned by its loop's thre
 /// A binary heap whose entries know their place, so that a cancelled timer leaves at once.
 struct TimerHeap {
     private var heap: [LoopTimer] = []
-    private(set) var nextSequence: UInt64 = 0
+    private var nextSequence: UInt64 = 0
 
     var isEmpty: Bool { heap.isEmpty }
     var nextDeadlineNs: UInt64? { heap.first?.deadlineNs }
@@ -51,9 +51,9 @@ struct TimerHeap {
         sink(last.place)
     }
 
-    /// Takes out the first timer that is due and was made before `sequence`.
-    mutating func takeDue(now: UInt64, before sequence: UInt64) -> (@Sendable () -> Void)? {
-        guard let first = heap.first, first.deadlineNs <= now, first.sequence < sequence else { return nil }
+    /// Takes out the first timer if it is due, and gives its work.
+    mutating func takeDue(now: UInt64) -> (@Sendable () -> Void)? {
+        guard let first = heap.first, first.deadlineNs <= now else { return nil }
         let work = first.work
         remove(first)
         return work

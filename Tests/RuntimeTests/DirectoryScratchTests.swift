@@ -194,6 +194,29 @@ import Testing
         }
     }
 
+    /// After a failed sync the kernel has dropped the data, and the next fdatasync succeeds: that must not be believed.
+    @Test func afterAFailedSyncNoLaterOneSucceeds() async throws {
+        try await withFolder { folder in
+            let path = folder + "/f"
+            let number = open(path, O_RDWR | O_CREAT, 0o600)
+            let root = ScratchRoot(directory: FileDescriptor(owning: open(folder, O_RDONLY)), path: folder)
+            let file = try DirectoryFile(FileDescriptor(owning: number), path: path, root: root)
+            try await file.write([1], at: 0)
+            try await file.sync()
+            // A pipe under the file's number can't be synced.
+            let spare = dup(number)
+            var ends: [Int32] = [0, 0]
+            #expect(pipe(&ends) == 0)
+            #expect(dup2(ends[1], number) == number)
+            let first = await #expect(throws: ScratchError.self) { try await file.sync() }
+            #expect(first?.errno == EINVAL)
+            #expect(dup2(spare, number) == number)
+            let second = await #expect(throws: ScratchError.self) { try await file.sync() }
+            #expect(second?.errno == EINVAL)
+            for fd in [spare, ends[0], ends[1]] { close(fd) }
+        }
+    }
+
     @Test func namesAreListedRenamedAndRemoved() async throws {
         try await withFolder { folder in
             let scratch = try DirectoryScratch(path: folder)

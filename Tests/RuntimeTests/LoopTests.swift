@@ -39,6 +39,44 @@ import Testing
         #expect(count.value == 1_001)
     }
 
+    @Test func aTimerThatRepeatsItselfStarvesNobody() async throws {
+        try await withLoop { loop in
+            let isOver = Shared(false)
+            @Sendable func again() {
+                if !isOver.value { loop.after(ns: 0) { again() } }
+            }
+            loop.post { again() }
+            _ = await loop.call {}
+            isOver.update { $0 = true }
+        }
+    }
+
+    @Test func stopWaitsForDiskRequestsUnderWay() async throws {
+        for ring in [true, false] {
+            try await withFolder { folder in
+                let loop = try Loop(name: "test", ring: ring)
+                loop.start()
+                let file = try DirectoryScratch(path: folder).open("f", create: true)
+                try await file.write([UInt8](repeating: 7, count: 600 * 512), at: 0)
+                nonisolated(unsafe) let memory = UnsafeMutableRawBufferPointer.allocate(
+                    byteCount: 600 * 512, alignment: 8)
+                defer { memory.deallocate() }
+                let done = Shared(0)
+                await loop.call {
+                    for index in 0..<600 {
+                        let part = UnsafeMutableRawBufferPointer(rebasing: memory[index * 512..<(index + 1) * 512])
+                        file.read(into: part, at: UInt64(index * 512)) { error in
+                            if error == nil { done.update { $0 += 1 } }
+                        }
+                    }
+                }
+                loop.stop()
+                #expect(done.value == 600)
+                #expect(memory.allSatisfy { $0 == 7 })
+            }
+        }
+    }
+
     @Test func aLoopMayStopItself() async throws {
         let loop = try Loop(name: "test")
         loop.start()
@@ -92,7 +130,7 @@ import Testing
                 model.remove(at: index)
             default:
                 now += UInt64.random(in: 0..<10, using: &random)
-                while let work = heap.takeDue(now: now, before: heap.nextSequence) { work() }
+                while let work = heap.takeDue(now: now) { work() }
                 expected += model.filter { $0.deadline <= now }.sorted {
                     ($0.deadline, $0.name) < ($1.deadline, $1.name)
                 }.map(\.name)
