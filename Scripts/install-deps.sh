@@ -6,8 +6,8 @@
 set -eu
 build="binutils gcc libc6-dev libstdc++-12-dev git ca-certificates tzdata libxml2 libncurses6 libedit2 libpython3.11 pkg-config
   zlib1g-dev libssl-dev liburing-dev libcurl4-openssl-dev libzstd-dev libxxhash-dev libb2-dev"
-run="nbd-client nbdfuse fuse3 btrfs-progs qemu-utils"
-test="python3 nbdkit nbdfuse nbd-client nbd-server libnbd-bin libnbd-dev python3-libnbd qemu-utils fio btrfs-progs e2fsprogs
+run="nbd-client libnbd-bin fuse3 btrfs-progs qemu-utils"
+test="python3 nbdkit nbd-client nbd-server libnbd-bin libnbd-dev python3-libnbd qemu-utils fio btrfs-progs e2fsprogs
   fuse3 sqlite3 curl openssl procps iproute2 groff man-db"
 ceph="ceph-mon ceph-osd radosgw ceph-common curl openssl"
 

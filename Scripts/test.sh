@@ -79,7 +79,10 @@ for stage in "${stages[@]}"; do
     *)
       failed=$((failed + 1)) failures+=("$stage")
       printf '%-12s FAILED   %4d s  status %d, see var/test/%s.log\n' "$stage" "$took" "$status" "$stage"
-      tail -n 60 "$logs/$stage.log" | sed 's/^/    /'
+      # What failed may stand far above the end.
+      grep -E '✘|recorded an issue|error:|FAILED' "$logs/$stage.log" | head -n 40 | cut -c 1-300 | sed 's/^/    /'
+      echo "    ..."
+      tail -n 25 "$logs/$stage.log" | cut -c 1-300 | sed 's/^/    /'
       # Without these, nothing that follows means anything.
       case $stage in deps | build) break ;; esac
       ;;

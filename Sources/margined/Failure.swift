@@ -14,11 +14,11 @@ struct Failure: Error, CustomStringConvertible {
         if code.isSuccess {
             // Help and version were asked for: they are the output.
             Output.line(Margined.fullMessage(for: error))
-            do { try Output.finish() } catch { Glibc.exit(1) }
-            Glibc.exit(0)
+            do { try Output.finish() } catch { _exit(1) }
+            _exit(0)
         }
-        if error is BrokenPipe { Glibc.exit(1) }
-        if error is CleanExit { Glibc.exit(code.rawValue) }
+        if error is BrokenPipe { _exit(1) }
+        if error is CleanExit { _exit(code.rawValue) }
         if code == .validationFailure {
             // The parser's text ends with usage lines; the first paragraph says what is wrong.
             let full = Margined.fullMessage(for: error)
@@ -28,7 +28,7 @@ struct Failure: Error, CustomStringConvertible {
         } else {
             say(code == .failure ? "\(error)" : Margined.message(for: error))
         }
-        Glibc.exit(code.rawValue)
+        _exit(code.rawValue)
     }
 
     /// One line on standard error.

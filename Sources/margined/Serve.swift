@@ -99,7 +99,23 @@ struct Serve: AsyncParsableCommand {
         level.current = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         let isJournal = ProcessInfo.processInfo.environment["JOURNAL_STREAM"] != nil
         let log = Logger(label: "margined") { _ in StderrLog(shared: level, isJournal: isJournal) }
+        raiseDescriptorLimit(for: settings, log)
         try await ServeRun(settings: settings, level: level, log: log, reread: self.settings).run()
+    }
+}
+
+/// Lets the process open as many files as it may: the usual soft limit of 1024 is for programs that use select().
+private func raiseDescriptorLimit(for settings: Settings, _ log: Logger) {
+    var limit = rlimit()
+    guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+    limit.rlim_cur = limit.rlim_max
+    _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    // Connections, and what the scratch directory, the store and the loops need beside them.
+    let wanted = UInt64(settings.maxConnections) + 1024
+    if limit.rlim_max < wanted {
+        log.warning(
+            "fewer files may be open than max-connections needs: raise LimitNOFILE or ulimit -n",
+            metadata: ["limit": "\(limit.rlim_max)", "wanted": "\(wanted)"])
     }
 }
 

@@ -24,4 +24,6 @@ func runCommand() async {
     } catch {
         Failure.exit(with: error)
     }
+    // Nothing is left to be written. Libraries' own clean-up at `exit` would race with threads that still run.
+    _exit(0)
 }

@@ -109,6 +109,7 @@ import Testing
         let client = try Sockets.connect(.tcp(host: "127.0.0.1", port: try #require(ports.first ?? nil)))
         usleep(10_000)
         #expect(Sockets.connectError(client) == 0)
+        withExtendedLifetime(listeners) {}
     }
 
     @Test func nobodyListeningIsToldByTheConnection() async throws {
