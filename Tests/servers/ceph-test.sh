@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Runs the tests of S3 stores against a Ceph cluster of its own.
+#   ceph-test.sh [arguments of swift test]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+dir=$(mktemp -d "${TMPDIR:-/tmp}/margarine-ceph-XXXXXX")
+trap '"$here/ceph.sh" stop "$dir" >/dev/null; rm -rf "$dir"' EXIT
+"$here/ceph.sh" start "$dir"
+cd "$here/../.."
+MARGARINE_TEST_S3=$dir/env swift test --filter GivenStoreTests "$@"
