@@ -78,8 +78,9 @@ struct BaseHeader: Sendable, Equatable {
         var end = UInt64(Self.lengthBytes)
         for index in 0..<Geometry.slicesPerBlock {
             guard let codec = SliceCodec(rawValue: input.u32()) else { throw .corrupt("slice \(index): unknown codec") }
-            let slice = StoredSlice(
-                codec: codec, offsetBytes: input.u32(), lengthBytes: input.u32(), checksum: (input.u32(), input.u64()).1)
+            let (offset, length, reserved) = (input.u32(), input.u32(), input.u32())
+            guard reserved == 0 else { throw .corrupt("slice \(index): a reserved field is used") }
+            let slice = StoredSlice(codec: codec, offsetBytes: offset, lengthBytes: length, checksum: input.u64())
             switch codec {
             case .zero: guard slice == .zero else { throw .corrupt("slice \(index): zeroes that take bytes") }
             case .raw, .zstd:

@@ -107,6 +107,12 @@ public final class SliceCache: Sendable {
         return frame == .none ? nil : PinnedSlice(cache: self, frame: frame)
     }
 
+    /// As `pin`, for a caller whose miss has been counted already.
+    func pinAfterMiss(_ key: SliceKey) -> PinnedSlice? {
+        let frame = pinned(key, countsMiss: false)
+        return frame == .none ? nil : PinnedSlice(cache: self, frame: frame)
+    }
+
     /// 512 KiB of zeroes.
     public var zeroSlice: PinnedSlice { PinnedSlice(cache: self, frame: zeroFrame) }
 
@@ -118,13 +124,13 @@ public final class SliceCache: Sendable {
     }
 
     /// Finds and pins; `.none` when it is not here.
-    @inline(__always) private func pinned(_ key: SliceKey) -> UInt32 {
+    @inline(__always) private func pinned(_ key: SliceKey, countsMiss: Bool = true) -> UInt32 {
         let hash = Self.hash(key)
         let shard = shard(hash)
         return shard.pointee.lock.withLock { _ in
             let frame = shard.pointee.find(key, hash)
             if frame == .none {
-                shard.pointee.counters.misses &+= 1
+                if countsMiss { shard.pointee.counters.misses &+= 1 }
                 return .none
             }
             shard.pointee.hit(frame)
