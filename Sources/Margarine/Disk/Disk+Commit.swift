@@ -1,0 +1,124 @@
+// Committing: when, in which order, and what happens when the store fails. How blocks become objects is in
+// CommitWriter.swift.
+//
+// Always holds: the order objects, manifest pages, record of the generation before, head; the journal is released only
+// after the head names a generation that contains it; one commit at a time; a failed one leaves garbage and nothing else.
+
+internal import BlockCache
+internal import Logging
+internal import ObjectStore
+internal import Runtime
+
+extension Disk {
+    /// A safe point waits: sees that it is being committed before it is older than the interval.
+    func scheduleCommit() {
+        guard !isCommitting, lost == nil, let waiting else { return }
+        let age = nowNs - min(waiting.frozenAtNs, nowNs)
+        let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
+        if isDue(waiting) { return startCommit() }
+        if commitTimer != nil { return }
+        commitTimer = context.after(ns: interval - min(age, interval)) { [weak self] in self?.startCommit() }
+    }
+
+    private func isDue(_ layer: Layer) -> Bool {
+        let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
+        return isDraining || session == nil || !commitWaiters.isEmpty || layer.dataBytes >= context.settings.commitBytes
+            || journal.liveBytes > context.settings.journalLimitBytes / 2 || nowNs >= layer.frozenAtNs + interval
+    }
+
+    /// Commits what waits, now.
+    func startCommit() {
+        commitTimer?.cancel()
+        commitTimer = nil
+        guard !isCommitting, lost == nil, waiting != nil || committing != nil || headIsStale else { return }
+        isCommitting = true
+        context.spawn { [self] in await commitAll() }
+    }
+
+    private func commitAll() async {
+        var backoffMs: UInt64 = 200
+        while lost == nil {
+            if committing == nil {
+                committing = waiting
+                waiting = nil
+            } else if let next = waiting {
+                // The last try failed, and a newer safe point supersedes what it tried.
+                let kind = next.kind
+                committing!.merge(next)
+                committing!.kind = kind
+                waiting = nil
+            }
+            do {
+                if let layer = committing {
+                    commitStartedNs = nowNs
+                    try await commit(layer)
+                } else if headIsStale {
+                    try await swapHead(.none)
+                }
+                backoffMs = 200
+                lastCommitError = nil
+            } catch {
+                if lastCommitError == nil {
+                    context.problem("disk \(name): commit failed: \(error); it is tried again until it succeeds, and nothing is lost meanwhile")
+                }
+                lastCommitError = "\(error)"
+                storeErrors += 1
+                await context.environment.sleep(ns: backoffMs * 1_000_000)
+                backoffMs = min(backoffMs * 2, 5_000)
+                continue
+            }
+            if committing == nil, waiting.map({ !isDue($0) }) ?? !headIsStale { break }
+        }
+        isCommitting = false
+        scheduleCommit()
+        if session == nil, lost == nil { scheduleRelease() }
+    }
+
+    /// Makes `layer` the next generation.
+    private func commit(_ layer: Layer) async throws {
+        let writer = CommitWriter(disk: self, layer: layer)
+        let (written, newBytes) = try await writer.write()
+        guard lost == nil else { return }
+        try await heads.archive(head)
+        let record = GenerationRecord(
+            diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: layer.kind,
+            committedAtMs: context.environment.wallMs, journalSequence: layer.lastSequence, newBytes: newBytes,
+            manifest: written)
+        try await swapHead(.advance(record))
+        guard lost == nil else { return }
+        precondition(head.generation == record.generation)
+        // One step, between two turns of the loop: whoever reads finds either the layer or the generation with it.
+        manifest = written.sizeBytes == head.sizeBytes ? written : head.manifest(cache: context.manifests)
+        committing = nil
+        layer.drop()
+        journal.release(upTo: head.journalSequence)
+        commits += 1
+        log.debug("disk \(name): generation \(head.generation) committed, \(newBytes) bytes stored")
+        var ready: [(DeviceError?) -> Void] = []
+        commitWaiters.removeAll { waiter in
+            if waiter.sequence <= head.journalSequence { ready.append(waiter.done) }
+            return waiter.sequence <= head.journalSequence
+        }
+        for done in ready { done(nil) }
+        wakeRoomWaiters()
+    }
+}
+
+extension GenerationKind {
+    /// How a safe-point record in the journal names it.
+    var journalNumber: UInt64 {
+        switch self {
+        case .btrfsFull: 1
+        case .btrfsLog: 2
+        case .flush: 3
+        case .clean: 4
+        case .imported: 5
+        case .resized: 6
+        }
+    }
+
+    init?(journalNumber: UInt64) {
+        guard let kind = Self.allCases.first(where: { $0.journalNumber == journalNumber }) else { return nil }
+        self = kind
+    }
+}

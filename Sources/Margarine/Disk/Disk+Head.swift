@@ -1,0 +1,125 @@
+// Swapping the head: the one place where this server says something about a disk that others hear. One swap at a time.
+
+internal import BlockCache
+internal import Logging
+internal import ObjectStore
+internal import Runtime
+
+/// What a swap of the head says, besides the present session.
+enum HeadChange {
+    case none
+    /// A new generation.
+    case advance(GenerationRecord)
+    /// This server has the disk no more.
+    case release
+}
+
+extension Disk {
+    /// Stores the head with `change` applied, and with the present session. When a user changed options or size meanwhile,
+    /// those are taken over. When another server has the disk, it is lost here, and nothing was changed.
+    ///
+    /// - Throws: the store failed; nothing is known to have changed. Try again.
+    func swapHead(_ change: HeadChange) async throws(CatalogError) {
+        await headTurn()
+        let failure = await swapInTurn(change)
+        endHeadTurn()
+        if let failure { throw failure }
+    }
+
+    private func swapInTurn(_ change: HeadChange) async -> CatalogError? {
+        while lost == nil {
+            let next = nextHead(change)
+            switch await outcome(of: next) {
+            case .success(.won(let tag)):
+                head = next
+                headTag = tag
+                headIsStale = false
+                return nil
+            case .success(.lost(let found?, let tag?)):
+                if !adopt(found, tag) { lose(Disk.describeLoss(found)) }
+            case .success(.lost):
+                lose("its head is gone from the store")
+            case .failure(let error):
+                // It may have taken effect after all: look before the next try.
+                if error.kind == .store(.unclear) { await lookAgain() }
+                return error
+            }
+        }
+        return nil
+    }
+
+    /// The head as it is to be, with the present session.
+    private func nextHead(_ change: HeadChange) -> Head {
+        var next = head
+        switch change {
+        case .none: break
+        case .advance(let record): next.advance(to: record)
+        case .release: next.owner = nil
+        }
+        next.session = next.owner == nil ? nil : session?.name
+        for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
+        return next
+    }
+
+    private func outcome(of next: Head) async -> Result<HeadSwap, CatalogError> {
+        do throws(CatalogError) {
+            return .success(try await heads.swap(next, expecting: headTag))
+        } catch {
+            return .failure(error)
+        }
+    }
+
+    private func lookAgain() async {
+        guard let found = await loaded() else { return }
+        if !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+    }
+
+    private func loaded() async -> (head: Head, etag: ETag)? { try? await heads.load(name) }
+
+    /// Takes over what a user changed in the head. false: it is no longer ours.
+    private func adopt(_ found: Head, _ tag: ETag) -> Bool {
+        guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner?.server == serverID else {
+            return false
+        }
+        let grew = found.sizeBytes != head.sizeBytes
+        head = found
+        headTag = tag
+        if grew {
+            log.notice("disk \(name): its size is \(found.sizeBytes) bytes now")
+            manifest = found.manifest(cache: context.manifests)
+        }
+        return true
+    }
+
+    private static func describeLoss(_ found: Head) -> String {
+        if found.deleted { return "it was deleted" }
+        guard let owner = found.owner else { return "it was taken from this server by force (epoch \(found.epoch))" }
+        return "server \(owner.server) on \(owner.host) has taken it (epoch \(found.epoch))"
+    }
+
+    /// Looks whether the disk is still ours, and at what users changed. Called with every heartbeat.
+    func checkOwnership() async {
+        guard lost == nil, !isReleasing else { return }
+        await headTurn()
+        if lost == nil, let found = await loaded(), found.etag != headTag, !adopt(found.head, found.etag) {
+            lose(Disk.describeLoss(found.head))
+        }
+        endHeadTurn()
+    }
+
+    private func headTurn() async {
+        if !isSwapping {
+            isSwapping = true
+            return
+        }
+        await withCheckedContinuation { swapWaiters.append($0) }
+    }
+
+    private func endHeadTurn() {
+        if swapWaiters.isEmpty {
+            isSwapping = false
+        } else {
+            swapWaiters.removeFirst().resume()
+        }
+    }
+}

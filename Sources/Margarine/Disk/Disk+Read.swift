@@ -1,0 +1,229 @@
+// Reading: layers newest first, then the committed generation. One rule keeps it right: a run of bytes is put together in
+// one synchronous step from the state of that instant, or not at all. What is missing is brought near, and the step is
+// tried again, so that nothing a load began with can be stale by the time it ends.
+
+internal import BlockCache
+internal import Glibc
+internal import ObjectStore
+internal import Runtime
+
+/// What kept a run from being put together.
+enum Missing {
+    case nothing
+    case manifest(BlockIndex)
+    case slice(BlockEntry, SliceIndex)
+    /// A dirty page that is in the journal only.
+    case page(UInt32)
+}
+
+/// Dirty pages read back from the journal. A journal location names the same bytes for ever.
+struct JournalPages {
+    private var pages: [JournalLocation: [UInt8]] = [:]
+    func copy(_ location: JournalLocation, from: Int, count: Int, into: UnsafeMutableRawPointer) -> Bool {
+        guard let page = pages[location] else { return false }
+        page.withUnsafeBytes { into.copyMemory(from: $0.baseAddress! + from, byteCount: count) }
+        return true
+    }
+    mutating func add(_ location: JournalLocation, _ bytes: [UInt8]) { pages[location] = bytes }
+}
+
+/// A run of bytes within one slice, and where it goes.
+struct Run: @unchecked Sendable {  // the pointer belongs to the request that waits for the run
+    var offset: UInt64
+    var count: Int
+    var target: UnsafeMutableRawPointer
+}
+
+extension Disk {
+    package func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline {
+        if lost != nil { return .failed(.shutdown) }
+        var at = 0
+        while at < lengthBytes {
+            let here = offset + UInt64(at)
+            let count = min(lengthBytes - at, Geometry.sliceBytes - Int(here % UInt64(Geometry.sliceBytes)))
+            guard case .nothing = compose(Run(offset: here, count: count, target: buffer + at), nil) else { return .later }
+            at += count
+        }
+        hits += 1
+        return .done
+    }
+
+    func submitRead(_ request: DeviceRequest) {
+        misses += 1
+        nonisolated(unsafe) let request = request  // stays on this loop
+        context.spawn { [self] in
+            let runs = Disk.runs(request.offset, Int(request.lengthBytes), request.buffer!)
+            let error = await fill(runs, while: { !request.isCancelled })
+            finish(request, error)
+        }
+    }
+
+    static func runs(_ offset: UInt64, _ length: Int, _ target: UnsafeMutableRawPointer) -> [Run] {
+        var runs: [Run] = []
+        var at = 0
+        while at < length {
+            let here = offset + UInt64(at)
+            let count = min(length - at, Geometry.sliceBytes - Int(here % UInt64(Geometry.sliceBytes)))
+            runs.append(Run(offset: here, count: count, target: target + at))
+            at += count
+        }
+        return runs
+    }
+
+    /// Fills all runs, cold ones side by side.
+    func fill(_ runs: [Run], while wanted: @escaping () -> Bool) async -> DeviceError? {
+        var cold: [Run] = []
+        for run in runs { if case .nothing = compose(run, nil) {} else { cold.append(run) } }
+        if cold.isEmpty { return nil }
+        let deadline = nowNs + UInt64(context.settings.requestTimeoutMs) * 1_000_000
+        if cold.count == 1 { return await fill(cold[0], by: deadline, while: wanted) }
+        nonisolated(unsafe) let wanted = wanted  // called on this loop only
+        let loop = context.loop
+        return await withTaskGroup(of: DeviceError?.self) { group in
+            var next = 0
+            var failure: DeviceError?
+            func add() {
+                let run = cold[next]
+                next += 1
+                group.addTask(executorPreference: loop) { [self] in await fill(run, by: deadline, while: wanted) }
+            }
+            while next < min(cold.count, 16) { add() }
+            while let result = await group.next() {
+                if let result { failure = result }
+                if failure == nil, next < cold.count { add() }
+            }
+            return failure
+        }
+    }
+
+    /// Puts one run together, bringing near what is missing until it succeeds, fails, or `deadline` has passed.
+    private func fill(_ run: Run, by deadline: UInt64, while wanted: () -> Bool) async -> DeviceError? {
+        var journaled: JournalPages?
+        var missing = compose(run, journaled)
+        var backoffMs: UInt64 = 50
+        while true {
+            if lost != nil { return .shutdown }
+            if !wanted() { return .shutdown }
+            do {
+                switch missing {
+                case .nothing: return nil
+                case .manifest(let block):
+                    try await manifest.load(block)
+                    missing = compose(run, journaled)
+                case .slice(let entry, let slice):
+                    missing = try await context.withSlice(entry, slice) { _ in compose(run, journaled) }
+                case .page:
+                    journaled = try await journalPages(of: run, have: journaled ?? JournalPages())
+                    missing = compose(run, journaled)
+                }
+            } catch let error as StoreError {
+                guard error.kind == .unavailable || error.kind == .unclear, nowNs < deadline else {
+                    context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                    storeErrors += 1
+                    return .io
+                }
+                await context.environment.sleep(ns: backoffMs * 1_000_000)
+                backoffMs = min(backoffMs * 2, 2_000)
+                missing = compose(run, journaled)
+            } catch {
+                context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                return .io
+            }
+        }
+    }
+
+    /// Puts a run within one slice together from memory, as of now.
+    func compose(_ run: Run, _ journaled: JournalPages?) -> Missing {
+        let number = run.offset / UInt64(Geometry.sliceBytes)
+        let start = Int(run.offset % UInt64(Geometry.sliceBytes))
+        let pages = start / Geometry.pageBytes..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes
+        let a = active.isEmpty ? PageMask.none : active.masks(of: number).touched
+        let w = waiting?.masks(of: number).touched ?? .none
+        let c = committing?.masks(of: number).touched ?? .none
+        let touched = a | w | c
+        let wanted = PageMask(pages: pages)
+        if !(wanted & ~touched).isEmpty {
+            let block = BlockIndex(number / UInt64(Geometry.slicesPerBlock))
+            let slice = SliceIndex(Int(number % UInt64(Geometry.slicesPerBlock)))
+            switch manifest.entry(block) {
+            case .notLoaded: return .manifest(block)
+            case .entry(nil): memset(run.target, 0, run.count)
+            case .entry(let entry?):
+                if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target) {
+                    return .slice(entry, slice)
+                }
+            }
+        }
+        if (wanted & touched).isEmpty { return .nothing }
+        for page in pages {
+            let from = max(page * Geometry.pageBytes, start)
+            let to = min((page + 1) * Geometry.pageBytes, start + run.count)
+            let target = run.target + (from - start)
+            let state: LayerPage
+            if a.contains(page) {
+                state = active.page(page, of: number)
+            } else if w.contains(page) {
+                state = waiting!.page(page, of: number)
+            } else if c.contains(page) {
+                state = committing!.page(page, of: number)
+            } else {
+                continue
+            }
+            switch state {
+            case .zero: memset(target, 0, to - from)
+            case .data(let slot):
+                if let bytes = self.pages.bytes(slot) {
+                    target.copyMemory(from: bytes + from % Geometry.pageBytes, byteCount: to - from)
+                } else if journaled?.copy(
+                    self.pages[slot].location, from: from % Geometry.pageBytes, count: to - from, into: target) != true
+                {
+                    return .page(slot)
+                }
+            case .untouched: preconditionFailure("a touched page is untouched")
+            }
+        }
+        return .nothing
+    }
+
+    /// Reads every page of the run that is in the journal only.
+    private func journalPages(of run: Run, have: JournalPages) async throws(ScratchError) -> JournalPages {
+        let number = run.offset / UInt64(Geometry.sliceBytes)
+        let start = Int(run.offset % UInt64(Geometry.sliceBytes))
+        let range = start / Geometry.pageBytes..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes
+        var slots: [UInt32] = []
+        for page in range {
+            for layer in [active, waiting, committing] {
+                guard let layer else { continue }
+                if case .untouched = layer.page(page, of: number) { continue }
+                if case .data(let slot) = layer.page(page, of: number), pages.bytes(slot) == nil { slots.append(slot) }
+                break
+            }
+        }
+        var result = have
+        for piece in Disk.contiguous(slots, pages) {
+            let bytes = try await journal.read(piece.location, sums: piece.sums)
+            for i in 0..<piece.sums.count {
+                let location = JournalLocation(
+                    segment: piece.location.segment, offset: piece.location.offset + UInt32(i * Geometry.pageBytes))
+                result.add(location, Array(bytes[i * Geometry.pageBytes..<(i + 1) * Geometry.pageBytes]))
+            }
+        }
+        return result
+    }
+
+    /// Groups slots whose pages lie one behind the other in the journal; order is kept.
+    static func contiguous(_ slots: [UInt32], _ pages: DirtyPages) -> [(location: JournalLocation, sums: [UInt32])] {
+        var groups: [(location: JournalLocation, sums: [UInt32])] = []
+        for slot in slots {
+            let s = pages[slot]
+            if let last = groups.last, last.location.segment == s.location.segment,
+                UInt64(last.location.offset) + UInt64(last.sums.count * Geometry.pageBytes) == UInt64(s.location.offset)
+            {
+                groups[groups.count - 1].sums.append(s.sum)
+            } else {
+                groups.append((s.location, [s.sum]))
+            }
+        }
+        return groups
+    }
+}

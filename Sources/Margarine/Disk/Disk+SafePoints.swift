@@ -1,0 +1,103 @@
+// Safe points: the instants at which the acknowledged bytes are a consistent file system. Which they are depends on the
+// disk's rule; what happens at one is always the same: the active layer is frozen and a record is journaled.
+
+internal import BlockCache
+internal import Glibc
+internal import ObjectStore
+internal import Runtime
+
+extension Disk {
+    /// The rule in force: `auto` follows what stands at 64 KiB.
+    var rule: SafePointRule {
+        switch head.options.safePoints {
+        case .auto: hasSuperBlock ? .btrfs : .flush
+        case let chosen: chosen
+        }
+    }
+
+    /// The bytes up to now are consistent: freezes the active layer (O(1), or O(what it touched) where one waits already).
+    func markSafePoint(_ kind: GenerationKind) {
+        lastSafePointNs = nowNs
+        if active.isEmpty { return }
+        safePoints += 1
+        let sequence = journal.mark(.safePoint, kind.journalNumber)
+        if let waiting {
+            waiting.merge(active)
+        } else {
+            waiting = active
+            active.frozenAtNs = nowNs
+        }
+        waiting!.lastSequence = sequence
+        waiting!.kind = kind
+        active = Layer(pages: pages)
+        active.lastSequence = sequence
+        scheduleCommit()
+    }
+
+    /// A write touched the page where btrfs keeps its primary super block.
+    func superBlockPageChanged() {
+        guard let slot = active.slot(Int(SuperBlock.page), of: 0), let bytes = pages.bytes(slot),
+            let found = SuperBlock(bytes)
+        else {
+            hasSuperBlock = false
+            return
+        }
+        // mkfs on a used disk begins again at a low generation, after a super block that was none.
+        let goesOn = !hasSuperBlock || found.generation >= lastSuperGeneration
+        hasSuperBlock = true
+        if rule == .btrfs, flushedSinceSuper, goesOn {
+            let isLogCommit = found.logRoot != 0 && found.generation == lastSuperGeneration
+            markSafePoint(isLogCommit ? .btrfsLog : .btrfsFull)
+            flushedSinceSuper = false
+        }
+        lastSuperGeneration = found.generation
+    }
+
+    /// Looks at 64 KiB as the disk is now: at attach, and after a roll-back.
+    func lookForSuperBlock() async -> DeviceError? {
+        guard sizeBytes >= SuperBlock.offset + UInt64(SuperBlock.lengthBytes) else {
+            hasSuperBlock = false
+            return nil
+        }
+        let page = UnsafeMutableRawPointer.allocate(byteCount: SuperBlock.lengthBytes, alignment: 16)
+        defer { page.deallocate() }
+        let run = Run(offset: SuperBlock.offset, count: SuperBlock.lengthBytes, target: page)
+        if let error = await fill([run], while: { true }) { return error }
+        let found = SuperBlock(page)
+        hasSuperBlock = found != nil
+        needsSuperBlockLook = false
+        lastSuperGeneration = found?.generation ?? 0
+        return nil
+    }
+
+    // MARK: Flush
+
+    func submitFlush(_ request: DeviceRequest) {
+        if journal.failure != nil { return finish(request, .io) }
+        if rule == .flush { markSafePoint(.flush) }
+        whenAppended { [self] error in
+            if let error { return finish(request, error) }
+            makeDurable { [self] error in
+                if error == nil { flushedSinceSuper = true }
+                finish(request, error)
+            }
+        }
+    }
+
+    /// Calls `done` when everything acknowledged before is as durable as the disk's `durability` says.
+    func makeDurable(_ done: @escaping (DeviceError?) -> Void) {
+        switch head.options.durability {
+        case .memory: done(nil)
+        case .scratch: journal.sync { done($0 == nil ? nil : .io) }
+        case .store: whenCommitted(upTo: (waiting ?? committing)?.lastSequence ?? head.journalSequence, done)
+        }
+    }
+
+    /// Calls `done` once the generation with everything up to `sequence` is in the object store.
+    func whenCommitted(upTo sequence: UInt64, _ done: @escaping (DeviceError?) -> Void) {
+        if lost != nil { return done(.shutdown) }
+        if sequence <= head.journalSequence { return done(nil) }
+        commitWaiters.append((sequence, done))
+        startCommit()
+    }
+}

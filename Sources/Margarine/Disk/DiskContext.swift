@@ -1,0 +1,82 @@
+// What a disk needs of the world, in one value: the seams, the loop that owns it, and the settings of its daemon. A
+// simulator passes its own.
+
+package import BlockCache
+package import Logging
+internal import ObjectStore
+package import Runtime
+
+/// Bounds and times that all disks of a daemon share. Plain values; see `Settings` for what users may choose.
+package struct DiskSettings: Sendable {
+    /// A safe point older than this is being committed.
+    package var commitIntervalMs: Int64 = 5_000
+    /// This much waiting data is committed without waiting for the interval. Bytes.
+    package var commitBytes: Int = 256 << 20
+    /// Most bytes in the journal of one disk. Writers wait where it is reached.
+    package var journalLimitBytes: UInt64 = 8 << 30
+    /// A read or write that can't be done by then fails with EIO: less than the client's own patience.
+    package var requestTimeoutMs: Int64 = 25_000
+    /// Blocks that one disk's committer works on at a time.
+    package var uploadParallelism = 4
+    /// A disk that nobody uses is given back to the store after this.
+    package var releaseAfterMs: Int64 = 30_000
+    /// Only a test that shows why the guard is there turns it off.
+    package var guardsDeadSessions = true
+    package init() {}
+}
+
+/// Shared by the disks of one loop. Everything here may be used on that loop only, unless it is Sendable by itself.
+package final class DiskContext: @unchecked Sendable {
+    package let loop: Loop
+    package let environment: any Environment
+    package let scratch: any ScratchDisk
+    package let locations: Locations
+    package let loader: BlockLoader
+    package let manifests: ManifestCache
+    package let arena: FrameArena
+    package let log: Logger
+    package var settings: DiskSettings
+
+    package init(
+        loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
+        manifests: ManifestCache, arena: FrameArena, log: Logger, settings: DiskSettings
+    ) {
+        self.loop = loop
+        self.environment = environment
+        self.scratch = scratch
+        self.locations = locations
+        self.loader = loader
+        self.manifests = manifests
+        self.arena = arena
+        self.log = log
+        self.settings = settings
+    }
+
+    /// Runs `work` as a task on the loop.
+    func spawn(_ work: @escaping @Sendable () async -> Void) { loop.run(task: work) }
+
+    /// Runs `work` on the loop after `ns` nanoseconds.
+    @discardableResult
+    func after(ns: UInt64, _ work: @escaping @Sendable () -> Void) -> LoopTimer { loop.after(ns: ns, work) }
+
+    /// Tells the operator of something that needs a look.
+    func problem(_ text: String) { log.error("\(text)") }
+
+    /// Brings a slice to memory and runs `body` while it can't leave.
+    func withSlice<T>(_ entry: BlockEntry, _ slice: SliceIndex, _ body: (UnsafeRawPointer) -> T) async throws(StoreError) -> T {
+        let pinned = try await loader.load(entry, slice)
+        return body(pinned.pointer)
+    }
+
+    func makeID() -> ObjectID { ObjectID(high: environment.randomBits(), low: environment.randomBits()) }
+}
+
+extension ScratchFile {
+    /// Fills `buffer` from `offset`.
+    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) async throws(ScratchError) {
+        let error: ScratchError? = await withCheckedContinuation { continuation in
+            read(into: buffer, at: offset) { continuation.resume(returning: $0) }
+        }
+        if let error { throw error }
+    }
+}

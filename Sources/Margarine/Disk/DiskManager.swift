@@ -1,0 +1,236 @@
+// All disks that this server has, by name, and the way to them for the handshake. A disk is opened once, on a loop chosen
+// for it, and stays there.
+
+internal import BlockCache
+package import Logging
+internal import ObjectStore
+internal import Runtime
+internal import Synchronization
+
+package final class DiskManager: ExportProvider {
+    /// Everything shared by all disks of one loop.
+    private let contexts: [DiskContext]
+    private let heads: HeadStore
+    private let server: ServerIdentity
+    private let takeover: Takeover
+    private let log: Logger
+    private let isAlive: @Sendable (String) async throws -> String?
+    private let state = Mutex(State())
+
+    private struct Opening {
+        var number: UInt64
+        var context: DiskContext
+        var task: Task<Disk, any Error>
+    }
+    private struct State {
+        var disks: [String: Opening] = [:]
+        var snapshots: [String: (snapshot: Snapshot, context: DiskContext)] = [:]
+        var count: UInt64 = 0
+        var isDraining = false
+    }
+
+    /// - Parameter isAlive: says by which sign the server of that id lives; nil when it is dead.
+    package init(
+        contexts: [DiskContext], heads: HeadStore, server: ServerIdentity, takeover: Takeover, log: Logger,
+        isAlive: @escaping @Sendable (String) async throws -> String?
+    ) {
+        precondition(!contexts.isEmpty)
+        self.contexts = contexts
+        self.heads = heads
+        self.server = server
+        self.takeover = takeover
+        self.log = log
+        self.isAlive = isAlive
+    }
+
+    // MARK: For the handshake
+
+    package func list() async throws(AttachError) -> [ExportInfo] {
+        var infos: [ExportInfo] = []
+        var after: String?
+        repeat {
+            let page: Listing
+            do throws(StoreError) {
+                page = try await heads.bucket.list(prefix: "disks/", after: after, folders: true, limit: 1000)
+            } catch { throw AttachError(.unavailable, "the disks can't be listed: \(error)") }
+            for folder in page.folders {
+                let name = String(folder.dropFirst("disks/".count).dropLast())
+                guard let found = try? await heads.load(name), !found.head.deleted else { continue }
+                infos.append(DiskManager.info(name, found.head.sizeBytes))
+            }
+            after = page.next
+        } while after != nil && infos.count < 10_000
+        return infos
+    }
+
+    package func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
+        let export = try ExportName(exportName)
+        if export.generation == nil, let disk = await opened(export.disk) { return DiskManager.info(export.disk, disk.size) }
+        let head = try await stored(export.disk)
+        guard let generation = export.generation else { return DiskManager.info(export.disk, head.sizeBytes) }
+        let record = try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.record(head, generation: generation)
+        }
+        return ExportInfo(
+            name: exportName, sizeBytes: record.sizeBytes, isReadOnly: true,
+            description: "generation \(generation) of disk \(export.disk)")
+    }
+
+    package func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
+        let export = try ExportName(exportName)
+        if state.withLock({ $0.isDraining }) { throw AttachError(.shutdown, "the server is shutting down") }
+        if let generation = export.generation { return try await attachSnapshot(export.disk, generation) }
+        for _ in 0..<10 {
+            let (context, disk) = try await open(export.disk, session: export.session)
+            let admitted: Result<Admission?, AttachError> = await context.run {
+                // Given back just now: open it again.
+                while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
+                if disk.wasReleased { return .success(nil) }
+                do throws(AttachError) {
+                    return .success(try await disk.admit(session: export.session, client: client))
+                } catch { return .failure(error) }
+            }
+            if let admission = try admitted.get() {
+                return AttachedDevice(device: disk, loop: context.loop, admission: admission)
+            }
+        }
+        throw AttachError(.unavailable, "disk '\(export.disk)' is being given back; try again")
+    }
+
+    private static func info(_ name: String, _ size: UInt64) -> ExportInfo {
+        ExportInfo(name: name, sizeBytes: size, isReadOnly: false, description: "Margarine disk \(name)")
+    }
+
+    private func stored(_ name: String) async throws(AttachError) -> Head {
+        guard let (head, _) = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
+            !head.deleted
+        else { throw AttachError(.unknown, "there is no disk '\(name)'") }
+        return head
+    }
+
+    // MARK: Disks
+
+    /// The disk, opened if it is not yet.
+    private func open(
+        _ name: String, session: String?, onlyOwn: Bool = false
+    ) async throws(AttachError) -> (DiskContext, Disk) {
+        let opening = state.withLock { state in
+            if let present = state.disks[name] { return present }
+            state.count += 1
+            let number = state.count
+            let context = contexts[Int(number % UInt64(contexts.count))]
+            let opener = DiskOpener(
+                name: name, session: session, server: server, takeover: takeover, heads: heads, context: context,
+                isAlive: isAlive)
+            context.loop.start()
+            let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
+                let disk = try await opener.open(onlyOwn: onlyOwn)
+                disk.onGone = { _ in self?.remove(name, number) }
+                return disk
+            }
+            let opening = Opening(number: number, context: context, task: task)
+            state.disks[name] = opening
+            return opening
+        }
+        do {
+            return (opening.context, try await opening.task.value)
+        } catch {
+            remove(name, opening.number)
+            throw error as? AttachError ?? AttachError(.unavailable, "disk '\(name)': \(error)")
+        }
+    }
+
+    private func remove(_ name: String, _ number: UInt64) {
+        state.withLock { if $0.disks[name]?.number == number { $0.disks[name] = nil } }
+    }
+
+    private func opened(_ name: String) async -> (disk: Disk, size: UInt64)? {
+        guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else { return nil }
+        return await opening.context.run { disk.lost == nil ? (disk, disk.sizeBytes) : nil }
+    }
+
+    /// Takes up the journals of this scratch directory: every disk that was this server's when it ended.
+    package func recover() async {
+        let scratch = contexts[0].scratch
+        let folders: [String]
+        do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
+            return log.error("the journals in the scratch directory can't be listed: \(error)")
+        }
+        for folder in folders {
+            guard let (name, _) = DiskOpener.disk(ofJournal: folder),
+                (try? JournalReplay.segmentNumbers(in: "\(DiskOpener.journalRoot)/\(folder)", scratch: scratch).isEmpty) == false
+            else { continue }
+            do {
+                _ = try await open(name, session: nil, onlyOwn: true)
+            } catch {
+                log.error("disk \(name): its journal waits in the scratch directory: \(error)")
+            }
+        }
+    }
+
+    /// Calls `body` on the loop of every open disk.
+    package func forEachDisk<T: Sendable>(_ body: @escaping @Sendable (Disk) async -> T) async -> [T] {
+        let openings = state.withLock { $0.disks.values.sorted { $0.number < $1.number } }
+        return await withTaskGroup(of: T?.self) { group in
+            for opening in openings {
+                group.addTask {
+                    guard let disk = try? await opening.task.value else { return nil }
+                    return await opening.context.run { await body(disk) }
+                }
+            }
+            var results: [T] = []
+            for await result in group { if let result { results.append(result) } }
+            return results
+        }
+    }
+
+    /// Looks whether the disks are still this server's.
+    package func checkOwnership() async {
+        _ = await forEachDisk { disk in await disk.checkOwnership() }
+    }
+
+    /// Admits nobody any more, and brings every disk to rest.
+    package func drain() async {
+        state.withLock { $0.isDraining = true }
+        _ = await forEachDisk { disk in await disk.drain() }
+    }
+
+    package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
+
+    package func apply(_ settings: DiskSettings) {
+        for context in contexts { context.loop.post { context.settings = settings } }
+    }
+
+    // MARK: Generations
+
+    private func attachSnapshot(_ name: String, _ generation: UInt64) async throws(AttachError) -> AttachedDevice {
+        let key = "\(name)@\(generation)"
+        let head = try await stored(name)
+        let record = try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.record(head, generation: generation)
+        }
+        let (snapshot, context) = state.withLock { state in
+            if let present = state.snapshots[key] { return present }
+            state.count += 1
+            let context = contexts[Int(state.count % UInt64(contexts.count))]
+            context.loop.start()
+            let made = (Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context)
+            state.snapshots[key] = made
+            return made
+        }
+        let ticket = await context.run { [weak self] in
+            snapshot.onGone = { gone in
+                self?.state.withLock { if $0.snapshots[key]?.snapshot === gone { $0.snapshots[key] = nil } }
+            }
+            return snapshot.admit()
+        }
+        return AttachedDevice(device: snapshot, loop: context.loop, admission: ticket)
+    }
+}
+
+extension DiskContext {
+    /// Runs `body` on this context's loop and returns what it returns.
+    func run<T: Sendable>(_ body: @escaping @Sendable () async -> T) async -> T {
+        await Task(executorPreference: loop) { await body() }.value
+    }
+}

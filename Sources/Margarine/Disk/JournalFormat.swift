@@ -1,0 +1,118 @@
+// Every byte of a journal segment. A segment is a header and then records, each with the next sequence number:
+//
+//   segment header, 64 bytes          record header, 64 bytes
+//    0  magic "MRGNJSG1"               0  magic "MJR1"
+//    8  disk id, high and low          4  kind, 1 byte; 3 bytes zero
+//   24  epoch                          8  sequence number
+//   32  segment number                16  a   (first page; safe-point kind; …)
+//   40  first sequence number         24  b   (number of pages; …)
+//   48  zero                          32  sequence number known to be synced when this was written
+//   56  XXH3 of bytes 0..<56          40  extra bytes, 4 bytes; 4 bytes zero
+//                                     48  data bytes
+//                                     56  XXH3 of bytes 0..<56, continued over the extra bytes
+//
+// Extra bytes of a write: 4 bytes for each page, the low half of the page's XXH3. Then its pages, 4,096 bytes each.
+// Always holds: pages are whole (a smaller write is merged before it gets here), so that replay is idempotent.
+
+internal import BlockCache
+internal import CLibraries
+
+enum JournalFormat {
+    static let segmentMagic: UInt64 = 0x3147_534a_4e47_524d  // "MRGNJSG1", little-endian
+    static let recordMagic: UInt32 = 0x3152_4a4d  // "MJR1"
+    static let segmentHeaderBytes = 64
+    static let recordHeaderBytes = 64
+    /// A new segment begins once one is this long.
+    static let segmentBytes = 64 << 20
+    /// Most pages in one record: a 32 MiB request, and the partial pages at its ends.
+    static let maxPages = 8194
+    static let maxExtraBytes = maxPages * 4
+
+    enum Kind: UInt8 {
+        /// a: first page, b: pages. Data.
+        case write = 1
+        /// a: first page, b: pages. They are zeroes now.
+        case zero = 2
+        /// a: `GenerationKind`'s number. All before this record is a safe point.
+        case safePoint = 3
+        /// All after the last safe point is undone.
+        case rollBack = 4
+        /// Nothing; keeps the sequence (a session began or ended).
+        case note = 5
+    }
+
+    struct Record: Equatable {
+        var kind: Kind
+        var sequence: UInt64
+        var a: UInt64
+        var b: UInt64
+        var synced: UInt64
+        var extraBytes: Int
+        var dataBytes: Int
+    }
+
+    static func pageSum(_ page: UnsafeRawPointer) -> UInt32 {
+        UInt32(truncatingIfNeeded: mg_xxh3(page, Geometry.pageBytes, 0))
+    }
+
+    static func putSegmentHeader(
+        _ out: UnsafeMutableRawPointer, disk: ObjectID, epoch: UInt64, number: UInt64, firstSequence: UInt64
+    ) {
+        let words: [UInt64] = [segmentMagic, disk.high, disk.low, epoch, number, firstSequence, 0]
+        for (i, w) in words.enumerated() { out.storeBytes(of: w.littleEndian, toByteOffset: i * 8, as: UInt64.self) }
+        out.storeBytes(of: mg_xxh3(out, 56, 0).littleEndian, toByteOffset: 56, as: UInt64.self)
+    }
+
+    /// nil unless every byte is as a header of this disk's segment `number` must be.
+    static func segmentHeader(_ p: UnsafeRawPointer, disk: ObjectID, number: UInt64) -> (epoch: UInt64, firstSequence: UInt64)? {
+        func word(_ i: Int) -> UInt64 { UInt64(littleEndian: p.loadUnaligned(fromByteOffset: i * 8, as: UInt64.self)) }
+        guard word(7) == mg_xxh3(p, 56, 0), word(0) == segmentMagic, word(1) == disk.high, word(2) == disk.low,
+            word(4) == number
+        else { return nil }
+        return (word(3), word(5))
+    }
+
+    /// Writes the record's header; its `extraBytes` already stand behind it, at `out + 64`.
+    static func putRecordHeader(_ out: UnsafeMutableRawPointer, _ r: Record) {
+        out.storeBytes(of: recordMagic.littleEndian, toByteOffset: 0, as: UInt32.self)
+        out.storeBytes(of: UInt32(r.kind.rawValue).littleEndian, toByteOffset: 4, as: UInt32.self)
+        out.storeBytes(of: r.sequence.littleEndian, toByteOffset: 8, as: UInt64.self)
+        out.storeBytes(of: r.a.littleEndian, toByteOffset: 16, as: UInt64.self)
+        out.storeBytes(of: r.b.littleEndian, toByteOffset: 24, as: UInt64.self)
+        out.storeBytes(of: r.synced.littleEndian, toByteOffset: 32, as: UInt64.self)
+        out.storeBytes(of: UInt64(r.extraBytes).littleEndian, toByteOffset: 40, as: UInt64.self)
+        out.storeBytes(of: UInt64(r.dataBytes).littleEndian, toByteOffset: 48, as: UInt64.self)
+        out.storeBytes(of: sum(out, extraBytes: r.extraBytes).littleEndian, toByteOffset: 56, as: UInt64.self)
+    }
+
+    /// The record whose header is at `p`, with `available` bytes from there on. nil: not a record, or not whole.
+    static func record(_ p: UnsafeRawPointer, available: Int) -> Record? {
+        guard available >= recordHeaderBytes else { return nil }
+        func word(_ at: Int) -> UInt64 { UInt64(littleEndian: p.loadUnaligned(fromByteOffset: at, as: UInt64.self)) }
+        let start = word(0)
+        guard UInt32(truncatingIfNeeded: start) == recordMagic, start >> 40 == 0,
+            let kind = Kind(rawValue: UInt8(truncatingIfNeeded: start >> 32)),
+            word(40) <= UInt64(maxExtraBytes), word(48) <= UInt64(maxPages * Geometry.pageBytes)
+        else { return nil }
+        let r = Record(
+            kind: kind, sequence: word(8), a: word(16), b: word(24), synced: word(32), extraBytes: Int(word(40)),
+            dataBytes: Int(word(48)))
+        guard available >= recordHeaderBytes + r.extraBytes, word(56) == sum(p, extraBytes: r.extraBytes) else { return nil }
+        switch kind {
+        case .write:
+            guard r.b >= 1, r.b <= UInt64(maxPages), r.extraBytes == Int(r.b) * 4, r.dataBytes == Int(r.b) * Geometry.pageBytes,
+                r.a < 1 << 52
+            else { return nil }
+        case .zero:
+            guard r.extraBytes == 0, r.dataBytes == 0, r.a <= 1 << 52, r.b <= (1 << 52) - r.a else { return nil }
+        case .safePoint, .rollBack, .note:
+            guard r.extraBytes == 0, r.dataBytes == 0 else { return nil }
+        }
+        return r
+    }
+
+    private static func sum(_ p: UnsafeRawPointer, extraBytes: Int) -> UInt64 {
+        let head = mg_xxh3(p, 56, 0)
+        return extraBytes == 0 ? head : mg_xxh3(p + recordHeaderBytes, extraBytes, head)
+    }
+}

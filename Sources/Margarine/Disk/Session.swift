@@ -1,0 +1,40 @@
+// Who is attached to a disk. A session is one client's attachment over any number of connections; it outlives their loss
+// for the disk's resume window.
+
+internal import Runtime
+
+/// Owned by its disk's loop.
+final class Session {
+    /// From `NAME?session=ID`; nil for an unnamed one.
+    let name: String?
+    /// Host of its first connection; nil when the session was found in a journal and anyone unnamed may resume it.
+    let host: String?
+    let address: String
+    let sinceMs: Int64
+    /// Admitted by the handshake, and not joined yet.
+    var admissions = 0
+    /// Monotonic time at which its last connection was lost without DISC.
+    var droppedAtNs: UInt64?
+
+    init(name: String?, host: String?, address: String, sinceMs: Int64) {
+        self.name = name
+        self.host = host
+        self.address = address
+        self.sinceMs = sinceMs
+    }
+
+    /// Whether a connection that names `name` (or nothing) from `host` belongs to this session.
+    func admits(name: String?, host: String, isLive: Bool) -> Bool {
+        guard name == self.name else { return false }
+        return name != nil || self.host == nil || self.host == host || !isLive
+    }
+
+    var description: String { name.map { "session '\($0)'" } ?? "a client at \(address)" }
+}
+
+/// What the handshake got and `join` redeems. Sendable because only the disk's loop looks inside.
+final class Admission: @unchecked Sendable {
+    let session: Session
+    var isRedeemed = false
+    init(_ session: Session) { self.session = session }
+}
