@@ -41,7 +41,8 @@ final class DiskQueue: @unchecked Sendable {  // owned by its loop's thread once
             errno == ENOMEM
             ? "raise the limit of locked memory (ulimit -l)"
             : "allow it in the container's seccomp profile and set sysctl kernel.io_uring_disabled=0"
-        return "io_uring can't be used (\(errnoText(errno))), so scratch I/O goes to threads and costs more CPU: \(remedy)"
+        return "io_uring can't be used (\(errnoText(errno))), so scratch I/O goes to threads and costs more CPU: "
+            + remedy
     }
 
     /// Polls readable while completions wait; nil without a ring.

@@ -131,6 +131,7 @@ final class MemoryFile: ScratchFile, @unchecked Sendable {  // `syncFailure` is 
         disk.state.withLock { [inode, path] state in
             state.counts.reads += 1
             let count = target.buffer.count
+            if count == 0 { return nil }
             guard offset <= UInt64(inode.current.count), inode.current.count - Int(offset) >= count else {
                 return ScratchError(
                     errno: ENODATA,
