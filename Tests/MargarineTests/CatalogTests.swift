@@ -279,6 +279,48 @@ struct CatalogTests {
         #expect(await Self.kind { _ = try await catalog.store.heads.record(nextHead, generation: 4) } == .notFound)
     }
 
+    /// A disk that grew has the manifest of its generation until the next commit, which gives it the missing levels.
+    @Test func aDiskGrowsOverALevelAndIsWrittenThere() async throws {
+        let test = TestStore()
+        var g = SeededGenerator(seed: 8)
+        let catalog = try await Self.open(test)
+        _ = try await catalog.create("disk", sizeBytes: 1 << 30)
+        var (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true)
+        let (low, high) = (BlockEntry.random(using: &g), BlockEntry.random(using: &g))
+        for (n, block, entry, size) in [(1, 3, low, 1 << 30), (2, 1 << 30, high, 1 << 60)] as [(UInt64, UInt64, BlockEntry, UInt64)] {
+            _ = try await catalog.resize("disk", to: size)
+            guard case .done(let grown, let tag) = try await catalog.store.heads.update(head, etag, change: { $0.session = "x\(n)" }) else {
+                Issue.record("lost")
+                return
+            }
+            #expect(grown.sizeBytes == size)
+            let manifest = grown.manifest(cache: test.cache())
+            #expect(manifest.sizeBytes == size && manifest.blockCount == size >> 24)
+            if n == 2 {
+                #expect(manifest.depth == 1)
+                #expect(try await manifest.find(BlockIndex(3)) == low)
+                #expect(manifest.entry(BlockIndex(1 << 30)) == .entry(nil))
+                #expect(try await manifest.nextUsed(from: BlockIndex(4)) == nil)
+            }
+            var edit = ManifestEdit(manifest)
+            edit.set(BlockIndex(block), entry)
+            let written = try await test.write(edit)
+            #expect(written.depth == (n == 1 ? 1 : 4))
+            let record = GenerationRecord(
+                diskID: grown.diskID, generation: n, epoch: grown.epoch, kind: .flush, committedAtMs: 1, journalSequence: 0, newBytes: 0,
+                manifest: written)
+            guard case .done(let new, let newTag) = try await catalog.store.heads.update(grown, tag, change: { $0.advance(to: record) }) else {
+                Issue.record("lost")
+                return
+            }
+            (head, etag) = (new, newTag)
+        }
+        let manifest = try await catalog.load("disk").head.manifest(cache: test.cache())
+        #expect(try await manifest.find(BlockIndex(3)) == low)
+        #expect(try await manifest.find(BlockIndex(1 << 30)) == high)
+        #expect(manifest.usedBlocks == 2)
+    }
+
     @Test func aCommitWhoseAnswerWasLostForGoodIsFoundOut() async throws {
         let test = TestStore()
         let catalog = try await Self.open(test)

@@ -52,6 +52,8 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
         diskID: ObjectID, generation: UInt64, epoch: UInt64, kind: GenerationKind, committedAtMs: Int64,
         journalSequence: UInt64, newBytes: UInt64, manifest: Manifest
     ) {
+        precondition(
+            manifest.depth == ManifestShape.depth(sizeBytes: manifest.sizeBytes), "a manifest that an edit has written has all its levels")
         self.diskID = diskID
         self.generation = generation
         self.epoch = epoch

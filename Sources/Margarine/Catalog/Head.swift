@@ -74,6 +74,7 @@ package struct Head: Sendable, Equatable, Codable {
     /// Makes `record` the current generation; it must follow the present one.
     package mutating func advance(to record: GenerationRecord) {
         precondition(record.diskID == diskID && record.generation > generation && record.epoch == epoch)
+        precondition(record.sizeBytes <= sizeBytes, "a generation larger than its disk")
         generation = record.generation
         self.record = record
     }
@@ -104,7 +105,7 @@ package struct Head: Sendable, Equatable, Codable {
     /// The manifest of the current generation, at the size that the disk has now. No I/O.
     package func manifest(cache: ManifestCache) -> Manifest {
         guard let record else { return .empty(sizeBytes: sizeBytes, cache: cache) }
-        return .open(record, cache: cache)
+        return .open(record, sizeBytes: sizeBytes, cache: cache)
     }
 
     package static func key(disk name: String) -> String { "disks/\(name)/head" }
@@ -117,7 +118,8 @@ package struct Head: Sendable, Equatable, Codable {
         let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
         guard head.name == name, DiskSize.isValid(head.sizeBytes), (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
             head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
-            head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch
+            head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch,
+            head.record?.sizeBytes ?? 0 <= head.sizeBytes
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
         try head.record?.check(what: what)
         return head

@@ -36,7 +36,12 @@ extension Disk {
                 headIsStale = false
                 return nil
             case .success(.lost(let found?, let tag?)):
-                if !adopt(found, tag) { lose(Disk.describeLoss(found)) }
+                if !adopt(found, tag) {
+                    lose(Disk.describeLoss(found))
+                } else if case .advance(let record) = change, head.generation >= record.generation {
+                    // One whose answer was lost for good: the next try gets the next number.
+                    return CatalogError(.conflict, "disk '\(name)': an earlier commit took effect after all")
+                }
             case .success(.lost):
                 lose("its head is gone from the store")
             case .failure(let error):

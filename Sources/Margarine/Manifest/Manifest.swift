@@ -18,7 +18,8 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
 
     /// Size of the disk in bytes; blocks beyond it have no entry.
     package let sizeBytes: UInt64
-    /// Levels of pages.
+    /// Levels of pages under `root`. Fewer than `sizeBytes` asks for when the disk has grown since: what lies beyond them is
+    /// zeroes.
     package let depth: Int
     /// The page at the top; nil when no block has an entry.
     package let root: PageRef?
@@ -36,17 +37,21 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
     private static let shortcutCount: UInt64 = 16
     private var shortcuts = ContiguousArray(repeating: Shortcut(), count: Int(shortcutCount))
 
-    /// The manifest with this root of a disk of this size.
-    package init(sizeBytes: UInt64, root: PageRef?, cache: ManifestCache) {
+    /// The manifest with this root of a disk of this size. `depth` is for a root made when the disk was smaller.
+    package init(sizeBytes: UInt64, root: PageRef?, depth: Int? = nil, cache: ManifestCache) {
+        let full = ManifestShape.depth(sizeBytes: sizeBytes)
         self.sizeBytes = sizeBytes
-        depth = ManifestShape.depth(sizeBytes: sizeBytes)
+        self.depth = depth ?? full
+        precondition(self.depth >= 1 && self.depth <= full)
         self.root = root
         self.cache = cache
     }
 
     /// The manifest of a generation. No I/O.
-    package static func open(_ record: GenerationRecord, cache: ManifestCache) -> Manifest {
-        Manifest(sizeBytes: record.sizeBytes, root: record.root, cache: cache)
+    ///
+    /// - Parameter sizeBytes: the disk's size now, if it has grown since; nil: as it was then.
+    package static func open(_ record: GenerationRecord, sizeBytes: UInt64? = nil, cache: ManifestCache) -> Manifest {
+        Manifest(sizeBytes: sizeBytes ?? record.sizeBytes, root: record.root, depth: record.depth, cache: cache)
     }
 
     /// The manifest of a new disk: nothing but zeroes.
