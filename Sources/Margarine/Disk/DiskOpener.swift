@@ -64,6 +64,9 @@ struct DiskOpener {
         if isMine {
             replayed = try await replay(folder, head, pages)
             if server.hasRebooted { survives = dropUnsynced(&replayed!, pages) }
+        } else {
+            // Before the head says that the disk is ours: from then on a journal in this folder would be taken for good.
+            try await setAside(folder)
         }
 
         var next = head
@@ -79,7 +82,6 @@ struct DiskOpener {
         switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: tag) }) {
         case .lost: return nil
         case .won(let tag):
-            if !isMine { setAside(folder) }
             return make(next, tag, folder, pages, replayed, survives: survives)
         }
     }
@@ -152,17 +154,21 @@ struct DiskOpener {
     }
 
     /// Someone else had the disk since this journal was written: it must never be replayed. Kept for those who want to look.
-    private func setAside(_ folder: String) {
+    private func setAside(_ folder: String) async throws(AttachError) {
         do throws(ScratchError) {
             let numbers = try JournalReplay.segmentNumbers(in: folder, scratch: context.scratch)
             if numbers.isEmpty { return }
             let target = "\(DiskOpener.lostRoot)/\(folder.dropFirst(DiskOpener.journalRoot.count + 1)).\(context.environment.wallMs)"
+            _ = try context.scratch.open("\(target)/set-aside", create: true)
             for number in numbers { try context.scratch.rename(Journal.path(folder, number), to: Journal.path(target, number)) }
+            try await context.scratch.syncDirectory(target)
+            try await context.scratch.syncDirectory(folder)
             context.log.error(
                 "disk \(name): another server had it since this one wrote its journal, which is set aside in '\(target)' of the scratch directory and not used; remove it when nobody misses the last writes"
             )
         } catch {
-            context.problem("disk \(name): the old journal in '\(folder)' can't be set aside: \(error)")
+            throw AttachError(
+                .unavailable, "disk '\(name)': the journal in '\(folder)' is of an earlier time and can't be set aside: \(error)")
         }
     }
 }

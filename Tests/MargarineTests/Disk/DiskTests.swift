@@ -1,0 +1,235 @@
+// The disk as a client sees it, against an array of bytes; with crashes, power cuts and failing stores in between.
+
+import BlockCache
+@testable import Margarine
+import ObjectStore
+import Runtime
+import Testing
+
+@Suite struct DiskTests {
+    @Test func whatWasWrittenIsReadAtAnyOffsetAndLength() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        var model = [UInt8](repeating: 0, count: 4 << 20)
+        var random = SeededRandom(7)
+        for step in 0..<400 {
+            let offset = Int.random(in: 0..<model.count - 1, using: &random)
+            let count = min(Int.random(in: 1..<60_000, using: &random), model.count - offset)
+            switch Int.random(in: 0..<10, using: &random) {
+            case 0..<5:
+                let bytes = pattern(count, UInt64(step))
+                try await client.write(bytes, at: UInt64(offset))
+                model.replaceSubrange(offset..<offset + count, with: bytes)
+            case 5:
+                try await client.zero(UInt64(offset)..<UInt64(offset + count))
+                model.replaceSubrange(offset..<offset + count, with: repeatElement(0, count: count))
+            case 6: try await client.flush()
+            default:
+                #expect(try await client.read(count, at: UInt64(offset)) == Array(model[offset..<offset + count]))
+            }
+        }
+        #expect(try await client.read(model.count, at: 0) == model)
+        await client.leave(clean: true)
+        try await bed.waitForGeneration(1)
+    }
+
+    @Test func aCommittedDiskIsTheSameWithAnEmptyScratch() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        var model = [UInt8](repeating: 0, count: 40 << 20)
+        var random = SeededRandom(11)
+        // Sparse pages, whole blocks, and rewrites over several generations: deltas, bases and folds.
+        for round in 0..<12 {
+            for _ in 0..<20 {
+                let page = Int.random(in: 0..<model.count / 4096, using: &random)
+                let bytes = pattern(4096, random.next())
+                try await client.write(bytes, at: UInt64(page * 4096))
+                model.replaceSubrange(page * 4096..<(page + 1) * 4096, with: bytes)
+            }
+            if round == 3 {
+                let bytes = pattern(17 << 20, 99)
+                for at in stride(from: 0, to: bytes.count, by: 1 << 20) {
+                    try await client.write(Array(bytes[at..<at + (1 << 20)]), at: UInt64(at + 5000))
+                }
+                model.replaceSubrange(5000..<5000 + bytes.count, with: bytes)
+            }
+            if round == 6 {
+                try await client.zero(10 << 20..<30 << 20, trim: true)
+                model.replaceSubrange(10 << 20..<30 << 20, with: repeatElement(0, count: 20 << 20))
+            }
+            try await client.flush()
+            try await bed.waitForGeneration(UInt64(round) + 1)
+        }
+        await client.leave(clean: true)
+        try await bed.waitForGeneration(12)
+        await bed.manager.drain()
+
+        let next = try DiskBed(store: bed.store, server: "b")
+        let again = try await next.attach()
+        for at in stride(from: 0, to: model.count, by: 4 << 20) {
+            #expect(try await again.read(4 << 20, at: UInt64(at)) == Array(model[at..<at + (4 << 20)]), "at \(at)")
+        }
+    }
+
+    @Test(arguments: [Durability.memory, .scratch])
+    func aKillLosesNoAcknowledgedWrite(_ durability: Durability) async throws {
+        var bed = try DiskBed()
+        try await bed.create { $0.durability = durability }
+        var model = [UInt8](repeating: 0, count: 8 << 20)
+        var random = SeededRandom(3)
+        for round in 0..<25 {
+            let client = try await bed.attach()
+            #expect(try await client.read(model.count, at: 0) == model, "round \(round)")
+            for _ in 0..<Int.random(in: 1..<40, using: &random) {
+                let offset = Int.random(in: 0..<model.count - 20_000, using: &random)
+                let bytes = pattern(Int.random(in: 1..<20_000, using: &random), random.next())
+                try await client.write(bytes, at: UInt64(offset))
+                model.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+                if Int.random(in: 0..<8, using: &random) == 0 { try await client.flush() }
+            }
+            bed.kill()
+            bed = try DiskBed(store: bed.store, scratch: bed.scratch)
+            await bed.manager.recover()
+        }
+    }
+
+    @Test func withoutAResumeWindowAKillGoesBackToTheLastSafePoint() async throws {
+        var bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        var model = [UInt8](repeating: 0, count: 2 << 20)
+        var safe = model
+        var random = SeededRandom(5)
+        for round in 0..<25 {
+            let client = try await bed.attach("d?session=s\(round)")
+            #expect(try await client.read(model.count, at: 0) == safe, "round \(round)")
+            model = safe
+            for _ in 0..<20 {
+                let offset = Int.random(in: 0..<model.count - 9000, using: &random)
+                let bytes = pattern(Int.random(in: 1..<9000, using: &random), random.next())
+                try await client.write(bytes, at: UInt64(offset))
+                model.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+                if Int.random(in: 0..<6, using: &random) == 0 {
+                    try await client.flush()
+                    safe = model
+                }
+            }
+            bed.kill()
+            bed = try DiskBed(store: bed.store, scratch: bed.scratch)
+            await bed.manager.recover()
+        }
+    }
+
+    @Test func aPowerCutLosesNoFlushedWrite() async throws {
+        var bed = try DiskBed()
+        try await bed.create { $0.durability = .scratch }
+        // For each page what a read may give: the flushed content, or anything written since.
+        let pages = 512
+        var allowed = [[UInt64]](repeating: [0], count: pages)
+        var random = SeededRandom(13)
+        var stamp: UInt64 = 1
+        for round in 0..<50 {
+            let client = try await bed.attach("d?session=r\(round)")
+            for page in 0..<pages {
+                let found = try await client.read(4096, at: UInt64(page * 4096))
+                let value = found.withUnsafeBytes { $0.loadUnaligned(as: UInt64.self) }
+                #expect(allowed[page].contains(value), "round \(round) page \(page): \(value) is none of \(allowed[page])")
+                let whole = value == 0 ? [UInt8](repeating: 0, count: 4096) : stamped(value)
+                #expect(found == whole, "round \(round) page \(page) is torn")
+                allowed[page] = [value]
+            }
+            for _ in 0..<Int.random(in: 1..<60, using: &random) {
+                let page = Int.random(in: 0..<pages, using: &random)
+                stamp += 1
+                try await client.write(stamped(stamp), at: UInt64(page * 4096))
+                allowed[page].append(stamp)
+                if Int.random(in: 0..<12, using: &random) == 0 {
+                    try await client.flush()
+                    for i in allowed.indices { allowed[i] = [allowed[i].last!] }
+                }
+            }
+            bed.kill()
+            let survivor = bed.scratch.powerCut(random: &random)
+            bed = try DiskBed(store: bed.store, scratch: survivor, rebooted: true)
+            await bed.manager.recover()
+        }
+    }
+
+    @Test func withStoreDurabilityFlushedWritesSurviveTheLossOfTheHost() async throws {
+        var bed = try DiskBed(server: "s0")
+        try await bed.create { $0.durability = .store }
+        let pages = 256
+        var allowed = [[UInt64]](repeating: [0], count: pages)
+        var random = SeededRandom(17)
+        var stamp: UInt64 = 1
+        for round in 0..<50 {
+            let client = try await bed.attach("d?session=r\(round)")
+            for page in 0..<pages {
+                let found = try await client.read(4096, at: UInt64(page * 4096))
+                let value = found.withUnsafeBytes { $0.loadUnaligned(as: UInt64.self) }
+                #expect(allowed[page].contains(value), "round \(round) page \(page)")
+                allowed[page] = [value]
+            }
+            for _ in 0..<20 {
+                let page = Int.random(in: 0..<pages, using: &random)
+                stamp += 1
+                try await client.write(stamped(stamp), at: UInt64(page * 4096), fua: stamp % 7 == 0)
+                allowed[page].append(stamp)
+                if stamp % 7 == 0 || Int.random(in: 0..<10, using: &random) == 0 {
+                    try await client.flush()
+                    for i in allowed.indices { allowed[i] = [allowed[i].last!] }
+                }
+            }
+            bed.kill()
+            bed = try DiskBed(store: bed.store, server: "s\(round + 1)")
+        }
+    }
+
+    private func stamped(_ value: UInt64) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
+            buffer.withMemoryRebound(to: UInt64.self) { words in for i in 0..<512 { words.initializeElement(at: i, to: value) } }
+            count = 4096
+        }
+    }
+
+    @Test func aTinyDirtyMemoryHoldsAndReadsBackFromTheJournal() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 }, dirtyBytes: 1 << 20)
+        try await bed.create()
+        let client = try await bed.attach()
+        var model = [UInt8](repeating: 0, count: 8 << 20)
+        var random = SeededRandom(23)
+        for at in stride(from: 0, to: model.count, by: 64 << 10) {
+            let bytes = pattern(64 << 10, random.next())
+            try await client.write(bytes, at: UInt64(at))
+            model.replaceSubrange(at..<at + bytes.count, with: bytes)
+        }
+        #expect(bed.context.arena.inUse <= bed.context.arena.capacity)
+        for _ in 0..<50 {
+            // Partial pages over pages that only the journal has.
+            let at = Int.random(in: 0..<model.count - 5000, using: &random)
+            let bytes = pattern(Int.random(in: 1..<5000, using: &random), random.next())
+            try await client.write(bytes, at: UInt64(at))
+            model.replaceSubrange(at..<at + bytes.count, with: bytes)
+        }
+        #expect(try await client.read(model.count, at: 0) == model)
+    }
+
+    @Test func aTrimOfATebibyteIsInstantAndReadsAsZeroes() async throws {
+        let bed = try DiskBed()
+        try await bed.create(size: 2 << 40)
+        let client = try await bed.attach()
+        try await client.write(pattern(8192, 1), at: 1 << 40)
+        try await client.flush()
+        try await bed.waitForGeneration(1)
+        let before = bed.environment.nowNs
+        try await client.zero(0..<2 << 40, trim: true)
+        #expect(bed.environment.nowNs - before < 1_000_000_000)
+        #expect(try await client.read(8192, at: 1 << 40) == [UInt8](repeating: 0, count: 8192))
+        let extents = await client.run(.blockStatus, offset: 0, length: 1 << 30).extents
+        #expect(extents == [Extent(lengthBytes: 1 << 30, isHole: true, isZero: true)])
+        try await client.flush()
+        try await bed.waitForGeneration(2)
+        #expect(try await bed.head().usedBlocks == 0)
+    }
+}
