@@ -46,7 +46,7 @@ attach "$URI/work"
 check mkfs.btrfs -q "$LOOP"
 mount_at "$at/work" -o commit=1 "$LOOP" || fail "mount"
 w=$at/work
-first=$(generation work)
+first=$(generation work); [ "$first" -gt 0 ] || first=1
 check btrfs subvolume create "$w/tree"
 copy_tree "$w/tree" || fail "the copy of /usr"
 count=$(find "$w/tree" -type f | wc -l)
@@ -130,7 +130,7 @@ attach "$URI/ext"
 check mkfs.ext4 -q -F "$LOOP"
 mount_at "$at/ext" -o commit=1 "$LOOP" || fail "mount of ext4"
 e=$at/ext
-first=$(generation ext) n=0
+first=$(generation ext) n=0; [ "$first" -gt 0 ] || first=1
 mkdir "$e/usr"
 until [ $(($(generation ext) - first)) -ge "$(pick 8 30)" ]; do
   n=$((n + 1)); [ $n -le 200 ] || fail "only $(($(generation ext) - first)) generations of ext4"

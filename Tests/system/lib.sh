@@ -68,17 +68,22 @@ free_port() { $PYTHON -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1
 
 start_store() {
   case $STORE_KIND in
-    file) mkdir -p "$WORK/store"; STORE=file://$WORK/store ;;
-    s3check | ceph)
-      local script=$ROOT/Tests/servers/$STORE_KIND.sh
-      [ -x "$script" ] || fail "no $script"
-      "$script" start "$WORK/objects" >"$WORK/objects.log" 2>&1 || { tail -n 5 "$WORK/objects.log"; [ "$STORE_KIND" = ceph ] && skip "Ceph did not start here"; fail "the S3 server did not start"; }
-      SERVER_STOP=$script
-      . "$WORK/objects/env"
-      export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
-      STORE="s3://$BUCKET/$BED?endpoint=$ENDPOINT&region=${REGION:-us-east-1}" ;;
+    file) mkdir "$WORK/store"; STORE=file://$WORK/store ;;
+    s3check)
+      $PYTHON "$ROOT/Tests/servers/s3check.py" --state "$WORK/objects" --dir "$WORK/objects/data" >"$WORK/objects.log" 2>&1 &
+      PIDS+=("$!")
+      local n
+      for n in $(seq 200); do [ -f "$WORK/objects/env" ] && break; sleep 0.05; done
+      [ -f "$WORK/objects/env" ] || { tail -n 5 "$WORK/objects.log"; fail "the S3 checking server did not start"; } ;;
+    ceph)
+      "$ROOT/Tests/servers/ceph.sh" start "$WORK/objects" >"$WORK/objects.log" 2>&1 || { tail -n 5 "$WORK/objects.log"; skip "Ceph did not start here"; }
+      SERVER_STOP=$ROOT/Tests/servers/ceph.sh ;;
     *) echo "STORE_KIND is file, s3check or ceph" >&2; exit 64 ;;
   esac
+  if [ "$STORE_KIND" != file ]; then
+    set -a; . "$WORK/objects/env"; set +a
+    STORE="s3://$S3_BUCKET/$BED?endpoint=$S3_ENDPOINT&region=$AWS_REGION"
+  fi
   export STORE MARGARINE_STORE=$STORE
 }
 

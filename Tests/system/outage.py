@@ -129,9 +129,28 @@ def outage(gate, daemon, rng, mode, seconds):
     return longest
 
 
+def refused_stores():
+    """Stores that ignore or refuse conditions are refused at open, and the message says why."""
+    for quirk in ("ignore-none-match", "ignore-match", "no-conditions-501"):
+        server = subprocess.Popen(["/usr/bin/python3", f"{os.environ['ROOT']}/Tests/servers/s3check.py", "--quirk", quirk, "--until-stdin-closes"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            endpoint = server.stdout.readline().split()[1]
+            r = margined("disk", "create", "x", "--size", "1G", store=f"s3://margarine/q?endpoint={endpoint}&region=us-east-1", check=False)
+            expect(r.returncode == 1, f"a store that does {quirk} was taken (status {r.returncode})")
+            text = r.stderr.strip()
+            expect("condition" in text.lower() or "if-" in text.lower(), f"{quirk}: the message does not say why: {text}")
+            say(f"{quirk}: {text}")
+        finally:
+            server.stdin.close()
+            server.wait(20)
+
+
 def main():
+    if os.environ["STORE_KIND"] == "s3check":
+        refused_stores()
     rng = random.Random(SEED)
-    more = [os.environ["ENDPOINT2"]] if os.environ.get("ENDPOINT2") else []
+    more = [os.environ["S3_ENDPOINT2"]] if os.environ.get("S3_ENDPOINT2") else []
     gate, url = before_store(STORE, *more)
     daemon = Daemon("o", store=url, commit="200ms", settings=["journal=64M", "journal-per-disk=64M", "dirty-memory=32M", "read-timeout=4s"])
     create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="10m")
@@ -173,7 +192,7 @@ def main():
         load.counts[place] = load.flight.pop(place)
 
     if more:
-        pid = int(os.environ["GATEWAY_PID"])
+        pid = int(os.environ["S3_GATEWAY_PID"])
         n0, _ = drive(load, client, 2)
         os.kill(pid, 9)
         n1, longest = drive(load, client, 10)

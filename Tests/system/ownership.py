@@ -127,7 +127,7 @@ def main():
     for g, e, o in watcher.seen:
         epochs.setdefault(g, set()).add(e)
     last = show(NAME)["generation"]
-    first = watcher.seen[0][0]
+    first = max(1, watcher.seen[0][0])
     step = max(1, (last - first) // (25 if QUICK else 200))
     tags, checked = [], 0
     for g in [*range(first, last, step), last]:
