@@ -6,6 +6,7 @@ a test knows exactly which bytes went out, which replies came in, and can cut th
 import json
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -224,10 +225,11 @@ class Client:
         """All replies that are there (at least one, if `block`): [(cookie, tag, error, data)]. Gone when the connection is over."""
         out = self._parse()
         while not out:
-            try:
-                piece = self.socket.recv(1 << 20, 0 if block else socket.MSG_DONTWAIT)
-            except BlockingIOError:
+            # Not MSG_DONTWAIT: Python would wait for the socket's timeout all the same.
+            if not block and not select.select([self.socket], [], [], 0)[0]:
                 return out
+            try:
+                piece = self.socket.recv(1 << 20)
             except ConnectionResetError:
                 raise Gone("reset") from None
             if not piece:

@@ -1,5 +1,4 @@
 """The model and the kills of crash.sh."""
-import select
 import shutil
 
 from bed import *

@@ -64,6 +64,7 @@ class Gate:
                 if blocked is not None or client_over:
                     reading = [s for s in reading if s is server]
                 if client_over and blocked is None and not waiting[server]:
+                    time.sleep(0.5)   # closing with an unread reply would reset what was just let go
                     break
                 writing = [s for s, b in waiting.items() if b]
                 r, w, _ = select.select(reading, writing, [], 0.05)
