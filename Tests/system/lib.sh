@@ -14,7 +14,13 @@ BEGAN=$(date +%s)
 WORK= PIDS=() MOUNTS=() LOOPS=() FUSES=() SERVER_STOP=
 
 say() { printf '%s: %s\n' "$BED" "$*"; }
-fail() { printf '%s: FAILED: %s\n' "$BED" "$*"; [ -n "$WORK" ] && [ -f "$WORK/daemon.log" ] && { echo "--- last lines of the daemon:"; tail -n 15 "$WORK/daemon.log"; }; exit 1; }
+fail() { printf '%s: FAILED: %s\n' "$BED" "$*"; [ -n "$WORK" ] && [ -f "$WORK/daemon.log" ] && { daemon_lines; }; exit 1; }
+# What the daemon said last; of a crash, what and where.
+daemon_lines() {
+  echo "--- the daemon:"
+  grep -v '^ *$' "$WORK/daemon.log" | sed -n '/Fatal error\|Program crashed\|Precondition failed/,$p' | sed -n "1p;/ crashed:/,/^Thread/p" | cut -c 1-200 | head -n 24
+  grep -E '^[0-9]{4}-|^(<[0-9]>)?(trace|debug|info|notice|warning|error|critical)' "$WORK/daemon.log" | tail -n 8 | cut -c 1-300
+}
 skip() { printf '%s: SKIP: %s\n' "$BED" "$*"; exit 77; }
 check() { "$@" >"$WORK/out" 2>&1; local s=$?; [ $s = 0 ] || { tail -n 20 "$WORK/out"; fail "$* (status $s)"; }; }
 quick() { [ "$QUICK" = 1 ]; }
