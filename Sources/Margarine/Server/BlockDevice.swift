@@ -77,8 +77,8 @@ package protocol DeviceClient: AnyObject {
     /// `request` is finished: `error`, `extents` and the read buffer are set. Called on the device's loop, never from
     /// within `submit`.
     func completed(_ request: DeviceRequest)
-    /// All writes and trims taken inline in the turn that `endTurn` numbered `turn` are in the journal (error nil), or
-    /// could not be put there. Never called from within `endTurn`; ignored after `leave`.
+    /// All writes and trims taken inline in turns that `endTurn` numbered up to `turn` are in the journal (error nil), or
+    /// could not be put there. Also told to clients that had none. Never called from within `endTurn`; ignored after `leave`.
     func journaled(turn: UInt64, error: DeviceError?)
     /// The device ends this connection: it lost the disk, or rolled it back. Close without answering anything more.
     /// The device has left it by this: no `leave` follows, and what was submitted is completed as after `leave`. Allowed

@@ -227,22 +227,19 @@ extension Connection {
 
     package func journaled(turn: UInt64, error: DeviceError?) {
         guard state == .serving || state == .ending else { return }
-        var before = 0
-        guard let index = pendingTurns.firstIndex(where: {
-            if $0.turn == turn { return true }
-            before += $0.count
-            return false
-        }) else { preconditionFailure("turn \(turn) is not pending") }
-        let count = pendingTurns[index].count
-        for place in before..<(before + count) {
+        // A device tells all its clients, and several of our turns may have gone to its journal as one.
+        let turns = pendingTurns.prefix { $0.turn <= turn }.count
+        if turns == 0 { return }
+        let count = pendingTurns[..<turns].reduce(0) { $0 + $1.count }
+        for cookie in pendingCookies[..<count] {
             if let error {
-                refuse(pendingCookies[place], isRead: false, error.wire)
+                refuse(cookie, isRead: false, error.wire)
             } else {
-                acknowledge(pendingCookies[place])
+                acknowledge(cookie)
             }
         }
-        pendingCookies.removeSubrange(before..<(before + count))
-        pendingTurns.remove(at: index)
+        pendingCookies.removeFirst(count)
+        pendingTurns.removeFirst(turns)
         repliesAreDue()
     }
 
