@@ -8,6 +8,8 @@ extension Connection {
     /// Initial grant of a payload: at least what one receive can bring of it along with its header.
     private static let firstGrantBytes = 512 << 10
     private static let grantStepBytes = 1 << 20
+    /// Replies of one turn that are sent before it ends.
+    private static let flushBytes = 256 << 10
     private static let hungUp = "the client hung up without DISC"
 
     /// One turn on what the socket has. False when it had nothing.
@@ -132,6 +134,14 @@ extension Connection {
                 guard read(header) else { break }
                 work += length
                 at = behind
+                if send.pointee.byteCount >= Self.flushBytes {
+                    // Sent while still in the processor's cache, to a client that can begin to take it.
+                    flush()
+                    if isBlocked {
+                        pause = .turn
+                        break
+                    }
+                }
                 continue
             case .accept(.write):
                 let part = min(room, length)
@@ -191,6 +201,8 @@ extension Connection {
     /// Keeps what was not parsed: less than a header beside the connection, more in a buffer of its own.
     private func keep(_ base: UnsafeMutableRawPointer, _ at: Int, _ count: Int) {
         let rest = count - at
+        // Without a whole header left there is nothing to come back for.
+        if pause == .turn, rest < RequestHeader.lengthBytes { pause = .none }
         if let leftover, base == leftover + leftoverAt {
             leftoverAt += at
             if pause != .none { return }

@@ -9,8 +9,19 @@ import Runtime
 
 @main
 struct Main {
-    static func main() async throws {
+    /// Not async: only threads that are started after this one blocks the signals leave them to the watcher.
+    static func main() {
         SignalWatcher.block([SIGTERM, SIGINT, SIGUSR1])
+        Task.detached {
+            do { try await run() } catch {
+                print("nbdbench-server: \(error)")
+                exit(1)
+            }
+        }
+        while true { pause() }
+    }
+
+    private static func run() async throws {
         var endpoints: [Endpoint] = []
         var sizeBytes: UInt64 = 1 << 30
         var loopCount = 2
