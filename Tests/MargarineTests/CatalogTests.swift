@@ -1,6 +1,7 @@
 // Disks made, changed and deleted on the store, beside each other and beside owners.
 
 import BlockCache
+import Glibc
 @testable import Margarine
 import ObjectStore
 import Runtime
@@ -231,6 +232,42 @@ struct CatalogTests {
             change(&other)
             #expect(LocalProcess.state(other) == state)
         }
+    }
+
+    @Test func aProcessThatEndsIsGone() throws {
+        var pid: pid_t = 0
+        let words: [UnsafeMutablePointer<CChar>?] = [strdup("sleep"), strdup("60"), nil]
+        defer { words.forEach { free($0) } }
+        #expect(posix_spawn(&pid, "/bin/sleep", nil, nil, words, nil) == 0)
+        var record = LocalProcess.record(id: "s", addresses: [], environment: SeededEnvironment())
+        record.pid = pid
+        record.startTicks = try #require(LocalProcess.startTicks(of: pid))
+        #expect(LocalProcess.state(record) == .running)
+        kill(pid, SIGKILL)
+        // A zombie first, then nothing.
+        while LocalProcess.startTicks(of: pid) != 0 { usleep(1000) }
+        #expect(LocalProcess.state(record) == .gone)
+        waitpid(pid, nil, 0)
+        #expect(LocalProcess.state(record) == .gone)
+    }
+
+    @Test func aListingLooksAtEachServerOnce() async throws {
+        let test = TestStore()
+        let catalog = try await Self.open(test)
+        for i in 0..<30 {
+            _ = try await catalog.create("d\(i)", sizeBytes: 512)
+            _ = try await Self.own(catalog, "d\(i)", server: "s\(i % 2)", alive: i % 2 == 0)
+        }
+        try await catalog.delete("d1")
+        let gets = test.gets
+        let disks = try await catalog.list()
+        #expect(test.gets - gets == 32)
+        #expect(disks.count == 29)
+        #expect(disks.allSatisfy { $0.owner?.alive == ($0.owner?.server == "s0") })
+        // A heartbeat that cannot be read, of a later version perhaps, is no sign of death.
+        _ = try await test.memory.put("servers/s1", Array("{\"margarine\":\"server\",\"format\":2,".utf8), if: .none)
+        #expect(try await catalog.show("d3").owner?.alive == true)
+        #expect(await Self.kind { try await catalog.delete("d3") } == .owned)
     }
 
     @Test func generationsAreKeptAndNumberedOn() async throws {

@@ -146,10 +146,12 @@ struct ManifestPageTests {
         try await store.memory.delete([first.id.manifestKey])
         let manifest = Manifest(sizeBytes: 1 << 40, root: root, cache: store.cache())
         await #expect { try await manifest.load(BlockIndex(0)) } throws: { ($0 as? StoreError)?.kind == .notFound }
-        store.faulty.inject(StoreFault(.corrupt, verb: .get, keyContains: second.id.manifestKey, count: 1))
+        store.faulty.inject(StoreFault(.corrupt, verb: .get, keyContains: second.id.manifestKey, count: 2))
         await #expect { try await manifest.load(BlockIndex(5000)) } throws: { ($0 as? StoreError)?.kind == .corrupt }
-        // Damage under way is no lasting one.
+        // Damage under way is no lasting one, and once is not told.
+        store.faulty.inject(StoreFault(.corrupt, verb: .get, keyContains: second.id.manifestKey, count: 1))
         try await manifest.load(BlockIndex(5000))
+        #expect(store.faulty.suffered == 3)
         guard case .entry(.some) = manifest.entry(BlockIndex(5000)) else {
             Issue.record("not loaded")
             return

@@ -24,10 +24,17 @@ package struct Catalog: Sendable {
 
     /// All disks, by name.
     package func list() async throws(CatalogError) -> [DiskInfo] {
-        let names = try await names()
-        return try await inParallel(names, limit: 16) { (name) async throws(CatalogError) -> DiskInfo? in
-            try await find(name)
-        }.compactMap { $0 }
+        let heads = try await inParallel(try await names(), limit: 16) { (name) async throws(CatalogError) -> Head? in
+            try await store.heads.load(name)?.head
+        }.compactMap { $0 }.filter { !$0.deleted }
+        // Each server is looked at once, however many disks it has.
+        var owners: [String: Head.Owner] = [:]
+        for head in heads { if let owner = head.owner { owners[owner.server] = owner } }
+        let alive = try await inParallel(owners.values.sorted { $0.server < $1.server }, limit: 16) {
+            (owner) async throws(CatalogError) -> String? in
+            try await store.isAlive(owner, process: process) ? owner.server : nil
+        }
+        return heads.map { head in DiskInfo(head, ownerAlive: head.owner.map { alive.contains($0.server) } ?? false) }
     }
 
     /// Names that have, or had, a disk.
@@ -47,8 +54,7 @@ package struct Catalog: Sendable {
 
     /// One disk.
     package func show(_ name: String) async throws(CatalogError) -> DiskInfo {
-        guard let disk = try await find(name) else { throw Self.notFound(name) }
-        return disk
+        try await info(try await load(name).head)
     }
 
     /// The recorded generations of a disk, oldest first, the current one last.
@@ -77,11 +83,6 @@ package struct Catalog: Sendable {
                 throw error
             }
         }.compactMap { $0 }
-    }
-
-    private func find(_ name: String) async throws(CatalogError) -> DiskInfo? {
-        guard let head = try await store.heads.load(name)?.head, !head.deleted else { return nil }
-        return try await info(head)
     }
 
     func info(_ head: Head) async throws(CatalogError) -> DiskInfo {

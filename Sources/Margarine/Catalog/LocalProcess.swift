@@ -38,7 +38,7 @@ package enum LocalProcess {
     }
 
     /// Field 22 of /proc/PID/stat (proc(5)); the name before it may hold blanks and brackets. A zombie counts as gone.
-    private static func startTicks(of pid: Int32) -> UInt64? {
+    static func startTicks(of pid: Int32) -> UInt64? {
         let stat = read("/proc/\(pid)/stat")
         guard let end = stat.lastIndex(of: ")") else { return nil }
         let fields = stat[end...].split(separator: " ")

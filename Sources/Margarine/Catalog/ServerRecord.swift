@@ -75,16 +75,19 @@ extension Store {
     }
 
     /// The last heartbeat of a server; nil when it has none (it ended in order, or never was).
+    ///
+    /// - Throws: `.corrupt` for one that cannot be read: of a later version, perhaps, and very much alive.
     package func server(_ id: String) async throws(CatalogError) -> ServerRecord? {
         guard DiskName.isValid(id) else { return nil }
+        let object: StoredObject
         do throws(StoreError) {
-            let object = try await bucket.get(ServerRecord.key(id), range: nil)
-            return try? ControlObject.open(
-                ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: "the heartbeat of '\(id)'")
+            object = try await bucket.get(ServerRecord.key(id), range: nil)
         } catch {
             if error.kind == .notFound { return nil }
             throw CatalogError(error)
         }
+        return try ControlObject.open(
+            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: "the heartbeat of '\(id)'")
     }
 
     /// Removes a server's heartbeat: it ended in order.
@@ -92,9 +95,15 @@ extension Store {
         try await CatalogError.wrap { () async throws(StoreError) in try await bucket.delete([ServerRecord.key(id)]) }
     }
 
-    /// Whether the owner of a head is to be taken for alive; false when it has none.
+    /// Whether the owner of a head is to be taken for alive; false when it has none. One whose heartbeat cannot be read
+    /// is.
     package func isAlive(_ owner: Head.Owner?, process: ProcessProbe) async throws(CatalogError) -> Bool {
-        guard let owner, let server = try await server(owner.server) else { return false }
-        return server.isAlive(nowMs: environment.wallMs, process: process)
+        guard let owner else { return false }
+        do throws(CatalogError) {
+            return try await server(owner.server)?.isAlive(nowMs: environment.wallMs, process: process) ?? false
+        } catch {
+            if error.kind == .corrupt { return true }
+            throw error
+        }
     }
 }

@@ -78,6 +78,15 @@ package final class ManifestCache: @unchecked Sendable {  // owned by its loop
     static func fetch(
         _ ref: PageRef, level: Int, index: UInt64, _ locations: Locations
     ) async -> Result<ManifestPage, StoreError> {
+        let first = await fetchOnce(ref, level: level, index: index, locations)
+        // Damaged under way, perhaps: once more.
+        guard case .failure(let error) = first, error.kind == .corrupt else { return first }
+        return await fetchOnce(ref, level: level, index: index, locations)
+    }
+
+    private static func fetchOnce(
+        _ ref: PageRef, level: Int, index: UInt64, _ locations: Locations
+    ) async -> Result<ManifestPage, StoreError> {
         do throws(StoreError) {
             let bucket = try locations.bucket(ref.location)
             let object = try await bucket.get(ref.id.manifestKey, range: nil)
