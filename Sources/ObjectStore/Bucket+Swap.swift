@@ -18,7 +18,9 @@ extension Bucket {
     ///
     /// - Throws: `.unclear` only when reading back fails, or when the answers stay unclear; every other kind means
     ///   that nothing was written.
-    public func swap(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> SwapOutcome {
+    public func swap(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError)
+        -> SwapOutcome
+    {
         precondition(condition != .none, "a swap without a condition is a put")
         var sentBefore = false
         var lastError = StoreError(.unclear, "\(name): '\(key)' was not tried")

@@ -10,7 +10,8 @@ extension Credentials {
     static func find(_ variable: (String) -> String? = environmentVariable) throws(StoreError) -> Credentials {
         switch (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
         case (let access?, let secret?):
-            return try Credentials(accessKey: access, secretKey: secret, sessionToken: variable("AWS_SESSION_TOKEN")).checked()
+            return try Credentials(accessKey: access, secretKey: secret, sessionToken: variable("AWS_SESSION_TOKEN"))
+                .checked()
         case (nil, nil): break
         default: throw StoreError(.refused, "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both")
         }
@@ -20,11 +21,13 @@ extension Credentials {
         else {
             throw StoreError(
                 .refused,
-                "no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE)")
+                "no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE)"
+            )
         }
         guard let credentials = parse(text, profile: profile) else {
             throw StoreError(
-                .refused, "\(file): profile '\(profile)' (AWS_PROFILE) has no aws_access_key_id and aws_secret_access_key")
+                .refused,
+                "\(file): profile '\(profile)' (AWS_PROFILE) has no aws_access_key_id and aws_secret_access_key")
         }
         return try credentials.checked()
     }
@@ -48,7 +51,9 @@ extension Credentials {
 
     /// They become parts of headers: no space, no line end.
     private func checked() throws(StoreError) -> Credentials {
-        for (name, value) in [("access key", accessKey), ("secret key", secretKey), ("session token", sessionToken ?? "x")] {
+        for (name, value) in [
+            ("access key", accessKey), ("secret key", secretKey), ("session token", sessionToken ?? "x"),
+        ] {
             guard !value.isEmpty, value.utf8.allSatisfy({ (0x21...0x7e).contains($0) }) else {
                 throw StoreError(.refused, "the \(name) for S3 is empty or has characters that no such key has")
             }

@@ -19,7 +19,9 @@ enum Digest {
     private static func digest(_ bytes: [UInt8], _ kind: OpaquePointer?, _ length: Int) -> [UInt8] {
         [UInt8](unsafeUninitializedCapacity: length) { output, count in
             var written: UInt32 = 0
-            let done = bytes.withUnsafeBytes { EVP_Digest($0.baseAddress, $0.count, output.baseAddress!, &written, kind, nil) }
+            let done = bytes.withUnsafeBytes {
+                EVP_Digest($0.baseAddress, $0.count, output.baseAddress!, &written, kind, nil)
+            }
             precondition(done == 1 && Int(written) == length, "libcrypto lacks a digest")
             count = length
         }

@@ -96,7 +96,9 @@ extension DirectoryBucket {
         for entry in all {
             if !bound.isEmpty, !comesBefore(bound, entry.name) {
                 // A folder that the bound lies in still has keys to give.
-                guard entry.isFolder, bound.utf8.starts(with: entry.name.utf8), bound != endOfFolder(entry.name) else { continue }
+                guard entry.isFolder, bound.utf8.starts(with: entry.name.utf8), bound != endOfFolder(entry.name) else {
+                    continue
+                }
             }
             // `start` names the beginning of the last component, so a folder cannot lie on the way to it.
             guard entry.name.utf8.starts(with: start.utf8) else { continue }
@@ -148,7 +150,9 @@ extension DirectoryBucket {
             guard isValidKey(name) else { continue }
             var kind = Int(entry.pointee.d_type)
             if kind == Int(DT_UNKNOWN), let status = status("\(path)/\(name)") {
-                kind = status.st_mode & S_IFMT == S_IFDIR ? Int(DT_DIR) : status.st_mode & S_IFMT == S_IFREG ? Int(DT_REG) : kind
+                kind =
+                    status.st_mode & S_IFMT == S_IFDIR
+                    ? Int(DT_DIR) : status.st_mode & S_IFMT == S_IFREG ? Int(DT_REG) : kind
             }
             if kind == Int(DT_DIR) { entries.append(FolderEntry(name: name + "/")) }
             if kind == Int(DT_REG) { entries.append(FolderEntry(name: name)) }

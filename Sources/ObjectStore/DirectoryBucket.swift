@@ -100,10 +100,12 @@ public final class DirectoryBucket: Bucket {
         }
         let wanted = timespec(tv_sec: 1_700_000_000, tv_nsec: 123_456_789)
         guard setModified(fd, wanted) else { throw failure("set the time of", path) }
-        guard let status = Self.status(fd), status.st_mtim.tv_sec == wanted.tv_sec, status.st_mtim.tv_nsec == wanted.tv_nsec
+        guard let status = Self.status(fd), status.st_mtim.tv_sec == wanted.tv_sec,
+            status.st_mtim.tv_nsec == wanted.tv_nsec
         else {
             throw StoreError(
-                .refused, "\(name): this file system does not keep times to the nanosecond; use ext4, XFS, btrfs or NFS")
+                .refused, "\(name): this file system does not keep times to the nanosecond; use ext4, XFS, btrfs or NFS"
+            )
         }
     }
 
@@ -136,7 +138,9 @@ public final class DirectoryBucket: Bucket {
         let bytes = [UInt8](unsafeUninitializedCapacity: part.count) { buffer, count in
             while readBytes < part.count {
                 let offset = Int(part.lowerBound) + readBytes
-                let step = retryingInterrupts { pread(fd, buffer.baseAddress! + readBytes, part.count - readBytes, offset) }
+                let step = retryingInterrupts {
+                    pread(fd, buffer.baseAddress! + readBytes, part.count - readBytes, offset)
+                }
                 if step <= 0 { break }
                 readBytes += step
             }
@@ -144,7 +148,9 @@ public final class DirectoryBucket: Bucket {
         }
         guard bytes.count == part.count else {
             // Files here are never written again; a shorter one has been tampered with, or cannot be read.
-            throw StoreError(.unavailable, "\(name): reading '\(key)' ended after \(bytes.count) of \(part.count) bytes: \(text(errno))")
+            throw StoreError(
+                .unavailable,
+                "\(name): reading '\(key)' ended after \(bytes.count) of \(part.count) bytes: \(text(errno))")
         }
         return StoredObject(bytes: bytes, etag: Self.tag(status), totalLengthBytes: length)
     }
@@ -352,7 +358,9 @@ public final class DirectoryBucket: Bucket {
         return StoreError(kind, "\(name): cannot \(verb) \(what): \(text(code))")
     }
 
-    private func gone(_ path: String) -> StoreError { StoreError(.notFound, "\(name): \(path) has been removed meanwhile") }
+    private func gone(_ path: String) -> StoreError {
+        StoreError(.notFound, "\(name): \(path) has been removed meanwhile")
+    }
 
     private func notFound(_ key: String) -> StoreError { StoreError(.notFound, "\(name): there is no object '\(key)'") }
 }
@@ -383,13 +391,16 @@ extension DirectoryBucket {
 
     static func tag(_ status: stat) -> ETag {
         ETag(
-            "\(String(status.st_ino, radix: 16))-\(String(status.st_mtim.tv_sec, radix: 16))-\(String(status.st_mtim.tv_nsec, radix: 16))")
+            "\(String(status.st_ino, radix: 16))-\(String(status.st_mtim.tv_sec, radix: 16))-\(String(status.st_mtim.tv_nsec, radix: 16))"
+        )
     }
 }
 
 private func isMissing(_ code: Int32) -> Bool { code == ENOENT || code == ENOTDIR }
 
-private func text(_ code: Int32) -> String { code == 0 ? "the file is shorter than it was" : String(cString: strerror(code)) }
+private func text(_ code: Int32) -> String {
+    code == 0 ? "the file is shorter than it was" : String(cString: strerror(code))
+}
 
 private func parent(of path: String) -> String {
     guard let slash = path.utf8.lastIndex(of: UInt8(ascii: "/")), slash != path.startIndex else { return "/" }

@@ -32,7 +32,9 @@ public struct StoreFault: Sendable {
     public var count: Int
     public var probability: Double
 
-    public init(_ action: Action, verb: Verb? = nil, keyContains: String = "", count: Int = .max, probability: Double = 1) {
+    public init(
+        _ action: Action, verb: Verb? = nil, keyContains: String = "", count: Int = .max, probability: Double = 1
+    ) {
         self.action = action
         self.verb = verb
         self.keyContains = keyContains

@@ -33,7 +33,8 @@ public final class MemoryBucket: Bucket {
             return StoredObject(bytes: stored.bytes, etag: stored.etag, totalLengthBytes: length)
         }
         return StoredObject(
-            bytes: Array(stored.bytes[Int(part.lowerBound)..<Int(part.upperBound)]), etag: stored.etag, totalLengthBytes: length)
+            bytes: Array(stored.bytes[Int(part.lowerBound)..<Int(part.upperBound)]), etag: stored.etag,
+            totalLengthBytes: length)
     }
 
     public func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
@@ -85,7 +86,9 @@ func conditionFailed(_ bucket: String, _ key: String, _ condition: PutCondition)
     }
 }
 
-private func max(_ a: String, _ b: String, by comesBefore: (String, String) -> Bool) -> String { comesBefore(a, b) ? b : a }
+private func max(_ a: String, _ b: String, by comesBefore: (String, String) -> Bool) -> String {
+    comesBefore(a, b) ? b : a
+}
 
 /// The index of the first key that does not come before `bound`.
 private func firstIndex(in keys: [String], from bound: String) -> Int {

@@ -25,5 +25,7 @@ public func openBucket(
     case .s3(let address):
         transport = try await S3Bucket.open(address, environment: environment, check: check, settings: settings)
     }
-    return RetryingBucket(CountingBucket(transport, counters: counters, environment: environment), environment: environment, policy: retries)
+    return RetryingBucket(
+        CountingBucket(transport, counters: counters, environment: environment), environment: environment,
+        policy: retries)
 }

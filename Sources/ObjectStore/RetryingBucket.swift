@@ -123,7 +123,9 @@ public final class RetryingBucket: Bucket {
         }
     }
 
-    private func get(_ key: String, _ range: Range<UInt64>?, _ attempts: inout Attempts) async throws(StoreError) -> StoredObject {
+    private func get(_ key: String, _ range: Range<UInt64>?, _ attempts: inout Attempts) async throws(StoreError)
+        -> StoredObject
+    {
         while true {
             do throws(StoreError) {
                 let object = try await next.get(key, range: range)
@@ -168,7 +170,8 @@ public final class RetryingBucket: Bucket {
         let elapsedNs = environment.nowNs &- attempts.startedNs
         guard !Task.isCancelled, elapsedNs + pauseNs <= policy.deadlineMs * 1_000_000 else {
             throw StoreError(
-                error.kind, "\(error.description) (given up after \(attempts.failed) attempts in \(elapsedNs / 1_000_000) ms)")
+                error.kind,
+                "\(error.description) (given up after \(attempts.failed) attempts in \(elapsedNs / 1_000_000) ms)")
         }
         await environment.sleep(ns: pauseNs)
     }

@@ -29,7 +29,9 @@ extension S3Bucket {
             } catch {
                 attempt += 1
                 guard [.unavailable, .unclear, .corrupt].contains(error.kind), attempt < 6, !Task.isCancelled else {
-                    throw StoreError(error.kind == .unclear || error.kind == .conditionFailed ? .unavailable : error.kind, error.description)
+                    throw StoreError(
+                        error.kind == .unclear || error.kind == .conditionFailed ? .unavailable : error.kind,
+                        error.description)
                 }
                 await environment.sleep(ns: UInt64(50_000_000) << attempt)
             }
@@ -87,9 +89,13 @@ extension S3Bucket {
                 }
             }
             if found.tagForm == nil, let unclear { throw unclear }
-            guard found.tagForm != nil else { throw unusable("does not hold If-Match, neither with a quoted nor a bare ETag") }
+            guard found.tagForm != nil else {
+                throw unusable("does not hold If-Match, neither with a quoted nor a bare ETag")
+            }
             let object = try await get(key, range: nil)
-            guard object.bytes == current, object.etag == tag else { throw unusable("gave other bytes or another ETag than it had taken") }
+            guard object.bytes == current, object.etag == tag else {
+                throw unusable("gave other bytes or another ETag than it had taken")
+            }
         } catch {
             try? await delete([key])
             throw error

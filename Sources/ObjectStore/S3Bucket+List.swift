@@ -8,7 +8,8 @@ extension S3Bucket {
         // A server may give an empty page that is not the last one; then its token is all there is to go on with.
         repeat {
             var query = [
-                ("list-type", "2"), ("prefix", address.prefix + prefix), ("max-keys", "\(limit)"), ("encoding-type", "url"),
+                ("list-type", "2"), ("prefix", address.prefix + prefix), ("max-keys", "\(limit)"),
+                ("encoding-type", "url"),
             ]
             if folders { query.append(("delimiter", "/")) }
             if let token {
@@ -55,7 +56,9 @@ struct S3Page {
 
     /// Takes the answer in, and returns the token of the next page if there is one.
     mutating func add(_ body: [UInt8], storePrefix: String) throws(Malformed) -> String? {
-        guard let result = XMLElement.parse(body), result.name == "ListBucketResult" else { throw Malformed(reason: "it is no ListBucketResult") }
+        guard let result = XMLElement.parse(body), result.name == "ListBucketResult" else {
+            throw Malformed(reason: "it is no ListBucketResult")
+        }
         let isEncoded = result.child("EncodingType")?.text == "url"
         for element in result.children {
             switch element.name {
@@ -68,7 +71,8 @@ struct S3Page {
                 try check(key, follows: items.last?.key)
                 items.append(Listing.Item(key: key, lengthBytes: length))
             case "CommonPrefixes":
-                guard let folder = try key(element.child("Prefix"), isEncoded, storePrefix), folder.hasSuffix("/") else {
+                guard let folder = try key(element.child("Prefix"), isEncoded, storePrefix), folder.hasSuffix("/")
+                else {
                     throw Malformed(reason: "a folder has no name")
                 }
                 guard isValidKey(folder.dropLast()) else { continue }
@@ -78,7 +82,9 @@ struct S3Page {
             default: continue
             }
         }
-        guard let isTruncated = result.child("IsTruncated")?.text else { throw Malformed(reason: "it does not say whether there is more") }
+        guard let isTruncated = result.child("IsTruncated")?.text else {
+            throw Malformed(reason: "it does not say whether there is more")
+        }
         if isTruncated != "true" { return nil }
         guard let token = result.child("NextContinuationToken")?.text, !token.isEmpty else {
             throw Malformed(reason: "there is more, but no way to ask for it")
@@ -87,8 +93,12 @@ struct S3Page {
     }
 
     private func key(_ element: XMLElement?, _ isEncoded: Bool, _ storePrefix: String) throws(Malformed) -> String? {
-        guard let text = element?.text, let key = isEncoded ? percentDecoded(text, plusIsSpace: true) : text else { return nil }
-        guard key.utf8.starts(with: storePrefix.utf8) else { throw Malformed(reason: "it has keys that were not asked for") }
+        guard let text = element?.text, let key = isEncoded ? percentDecoded(text, plusIsSpace: true) : text else {
+            return nil
+        }
+        guard key.utf8.starts(with: storePrefix.utf8) else {
+            throw Malformed(reason: "it has keys that were not asked for")
+        }
         return String(key.utf8.dropFirst(storePrefix.utf8.count))
     }
 

@@ -44,17 +44,21 @@ public final class S3Bucket: Bucket {
     ///   before the first put that has a condition.
     /// - Throws: `.refused` without keys, or when the store cannot be used; `.unavailable` when it is not reached.
     public static func open(
-        _ address: S3Address, environment: any Environment, check: Bool = true, settings: TransportSettings = TransportSettings()
+        _ address: S3Address, environment: any Environment, check: Bool = true,
+        settings: TransportSettings = TransportSettings()
     ) async throws(StoreError) -> S3Bucket {
         let credentials = try Credentials.find()
-        let region = address.region ?? environmentVariable("AWS_REGION") ?? environmentVariable("AWS_DEFAULT_REGION") ?? "us-east-1"
+        let region =
+            address.region ?? environmentVariable("AWS_REGION") ?? environmentVariable("AWS_DEFAULT_REGION")
+            ?? "us-east-1"
         let bucket = try S3Bucket(address, credentials, region: region, environment, settings)
         if check { _ = try await bucket.tagForm() }
         return bucket
     }
 
     init(
-        _ address: S3Address, _ credentials: Credentials, region: String, _ environment: any Environment, _ settings: TransportSettings
+        _ address: S3Address, _ credentials: Credentials, region: String, _ environment: any Environment,
+        _ settings: TransportSettings
     ) throws(StoreError) {
         self.address = address
         self.environment = environment
@@ -105,7 +109,10 @@ public final class S3Bucket: Bucket {
         case 416:
             let object = try await head(key)
             guard object.totalLengthBytes <= range.lowerBound else {
-                throw StoreError(.unavailable, "\(name): '\(key)' is \(object.totalLengthBytes) bytes long, but byte \(range.lowerBound) was refused")
+                throw StoreError(
+                    .unavailable,
+                    "\(name): '\(key)' is \(object.totalLengthBytes) bytes long, but byte \(range.lowerBound) was refused"
+                )
             }
             return object
         case 200:
@@ -113,7 +120,8 @@ public final class S3Bucket: Bucket {
             let whole = try await checkedWhole(response, key)
             let part = range.within(UInt64(whole.bytes.count))
             return StoredObject(
-                bytes: Array(whole.bytes[Int(part.lowerBound)..<Int(part.upperBound)]), etag: whole.etag, totalLengthBytes: whole.totalLengthBytes)
+                bytes: Array(whole.bytes[Int(part.lowerBound)..<Int(part.upperBound)]), etag: whole.etag,
+                totalLengthBytes: whole.totalLengthBytes)
         default: throw failure(response, "get", key)
         }
     }
@@ -184,9 +192,11 @@ public final class S3Bucket: Bucket {
 
     /// - Parameter header: the condition.
     func put(_ key: String, _ bytes: [UInt8], header: (String, String)?) async throws(StoreError) -> ETag {
-        let (sha256, md5) = try await digesters.run { () throws(StoreError) in (Digest.sha256(bytes), Digest.md5(bytes)) }
+        let (sha256, md5) = try await digesters.run { () throws(StoreError) in (Digest.sha256(bytes), Digest.md5(bytes))
+        }
         let request = self.request(
-            "PUT", key, headers: [("content-md5", Digest.base64(md5))] + (header.map { [$0] } ?? []), body: bytes, sha256: sha256,
+            "PUT", key, headers: [("content-md5", Digest.base64(md5))] + (header.map { [$0] } ?? []), body: bytes,
+            sha256: sha256,
             sendsOnce: header != nil)
         let response: HTTPResponse
         switch await transport.perform(request) {
@@ -230,10 +240,12 @@ public final class S3Bucket: Bucket {
     private func deleteMany(_ keys: ArraySlice<String>) async throws(StoreError) {
         // Keys have no character that XML would want escaped.
         let objects = keys.map { "<Object><Key>\(address.prefix)\($0)</Key></Object>" }.joined()
-        let body = Array("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Quiet>true</Quiet>\(objects)</Delete>".utf8)
+        let body = Array(
+            "<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Quiet>true</Quiet>\(objects)</Delete>".utf8)
         let response = try await send(
             "POST", nil, query: [("delete", "")],
-            headers: [("content-md5", Digest.base64(Digest.md5(body))), ("content-type", "application/xml")], body: body)
+            headers: [("content-md5", Digest.base64(Digest.md5(body))), ("content-type", "application/xml")], body: body
+        )
         if [405, 501].contains(response.status) || response.status == 400 && errorCode(response) == "NotImplemented" {
             ways.withLock { $0.lacksMultiDelete = true }
             for key in keys { try await deleteOne(key) }
@@ -243,14 +255,18 @@ public final class S3Bucket: Bucket {
         guard let result = XMLElement.parse(response.body), result.name == "DeleteResult" else {
             throw StoreError(.unavailable, "\(name): the answer to a delete of \(keys.count) keys is not understood")
         }
-        let errors = result.all("Error").filter { !["NoSuchKey", "NoSuchVersion"].contains($0.child("Code")?.text ?? "") }
+        let errors = result.all("Error").filter {
+            !["NoSuchKey", "NoSuchVersion"].contains($0.child("Code")?.text ?? "")
+        }
         if let first = errors.first {
             let code = first.child("Code")?.text ?? "?"
-            let isPassing = ["InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted"].contains(code)
+            let isPassing = ["InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted"]
+                .contains(code)
             let text = "\(code) \(first.child("Message")?.text ?? "")"
             throw StoreError(
                 isPassing ? .unavailable : .refused,
-                "\(name): \(errors.count) of \(keys.count) keys were not deleted, first '\(oneLine(first.child("Key")?.text ?? "?"))': \(oneLine(text))")
+                "\(name): \(errors.count) of \(keys.count) keys were not deleted, first '\(oneLine(first.child("Key")?.text ?? "?"))': \(oneLine(text))"
+            )
         }
     }
 
@@ -258,10 +274,12 @@ public final class S3Bucket: Bucket {
 
     /// Sends a request that may be repeated and returns the answer, whatever it says.
     func send(
-        _ method: String, _ key: String?, query: [(String, String)] = [], headers: [(String, String)] = [], body: [UInt8] = [],
+        _ method: String, _ key: String?, query: [(String, String)] = [], headers: [(String, String)] = [],
+        body: [UInt8] = [],
         expectedBytes: Int = 16 << 20
     ) async throws(StoreError) -> HTTPResponse {
-        var request = self.request(method, key, query: query, headers: headers, body: body, sha256: body.isEmpty ? nil : Digest.sha256(body))
+        var request = self.request(
+            method, key, query: query, headers: headers, body: body, sha256: body.isEmpty ? nil : Digest.sha256(body))
         request.expectedBytes = method == "GET" && key != nil ? expectedBytes : 0
         switch await transport.perform(request) {
         case .success(let response): return response
@@ -269,8 +287,9 @@ public final class S3Bucket: Bucket {
         }
     }
 
-    private func request(
-        _ method: String, _ key: String?, query: [(String, String)] = [], headers: [(String, String)] = [], body: [UInt8] = [],
+    func request(
+        _ method: String, _ key: String?, query: [(String, String)] = [], headers: [(String, String)] = [],
+        body: [UInt8] = [],
         sha256: [UInt8]? = nil, sendsOnce: Bool = false
     ) -> HTTPRequest {
         let place = key.map { "\(root)/\(address.prefix)\($0)" } ?? (root.isEmpty ? "/" : root)
@@ -279,7 +298,8 @@ public final class S3Bucket: Bucket {
             method: method, path: path, query: query, headers: headers + [("host", host)],
             payloadHash: sha256.map(Digest.hex) ?? emptySHA256, wallMs: environment.wallMs)
         return HTTPRequest(
-            method: method, target: query.isEmpty ? path : "\(path)?\(SigV4.canonicalQuery(query))", headers: signed, body: body,
+            method: method, target: query.isEmpty ? path : "\(path)?\(SigV4.canonicalQuery(query))", headers: signed,
+            body: body,
             sendsOnce: sendsOnce)
     }
 
@@ -306,7 +326,8 @@ public final class S3Bucket: Bucket {
 
     /// The MD5 that a tag names, where it is one: not of what was uploaded in parts or encrypted with keys of a customer.
     private func md5(_ tag: ETag, _ response: HTTPResponse) -> String? {
-        guard tag.value.utf8.count == 32, tag.value.utf8.allSatisfy(isHexDigit), ways.withLock({ $0.tagsAreMD5 != false }),
+        guard tag.value.utf8.count == 32, tag.value.utf8.allSatisfy(isHexDigit),
+            ways.withLock({ $0.tagsAreMD5 != false }),
             response.headers["x-amz-server-side-encryption"] ?? "AES256" == "AES256",
             response.headers["x-amz-server-side-encryption-customer-algorithm"] == nil
         else { return nil }
@@ -341,7 +362,8 @@ struct ContentRange: Equatable {
     init?(_ header: String) {
         guard header.hasPrefix("bytes ") else { return nil }
         let parts = header.dropFirst(6).split(whereSeparator: { $0 == "-" || $0 == "/" })
-        guard parts.count == 3, let first = UInt64(parts[0]), let last = UInt64(parts[1]), let total = UInt64(parts[2]), first <= last
+        guard parts.count == 3, let first = UInt64(parts[0]), let last = UInt64(parts[1]), let total = UInt64(parts[2]),
+            first <= last
         else { return nil }
         (self.first, self.last, self.total) = (first, last, total)
     }

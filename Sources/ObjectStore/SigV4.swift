@@ -35,7 +35,8 @@ final class SigV4: Sendable {
     ///   - headers: those to sign besides x-amz-date and x-amz-content-sha256, names in lower case; with `host`.
     ///   - payloadHash: SHA-256 of the body in hexadecimal.
     func headers(
-        method: String, path: String, query: [(String, String)], headers: [(String, String)], payloadHash: String, wallMs: Int64
+        method: String, path: String, query: [(String, String)], headers: [(String, String)], payloadHash: String,
+        wallMs: Int64
     ) -> [(String, String)] {
         let time = Self.timestamp(wallMs)
         let day = String(time.prefix(8))
@@ -50,10 +51,11 @@ final class SigV4: Sendable {
         let scope = "\(day)/\(region)/s3/aws4_request"
         let toSign = "AWS4-HMAC-SHA256\n\(time)\n\(scope)\n\(Digest.hex(Digest.sha256(Array(canonical.utf8))))"
         let signature = Digest.hex(Digest.hmacSHA256(key: key(for: day), toSign))
-        all.append((
-            "authorization",
-            "AWS4-HMAC-SHA256 Credential=\(credentials.accessKey)/\(scope), SignedHeaders=\(names), Signature=\(signature)"
-        ))
+        all.append(
+            (
+                "authorization",
+                "AWS4-HMAC-SHA256 Credential=\(credentials.accessKey)/\(scope), SignedHeaders=\(names), Signature=\(signature)"
+            ))
         return all
     }
 
@@ -81,7 +83,8 @@ final class SigV4: Sendable {
         for byte in text.utf8 {
             switch byte {
             case UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"),
-                UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."), UInt8(ascii: "_"), UInt8(ascii: "~"):
+                UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."), UInt8(ascii: "_"),
+                UInt8(ascii: "~"):
                 encoded.append(byte)
             case UInt8(ascii: "/") where keepSlash: encoded.append(byte)
             default: encoded += [UInt8(ascii: "%"), digits[Int(byte >> 4)], digits[Int(byte & 15)]]

@@ -8,7 +8,9 @@ public enum StoreURL: Sendable, Equatable {
     /// - Throws: `.refused` with what is wrong and how it should look.
     public init(_ url: String) throws(StoreError) {
         func wrong(_ what: String) -> StoreError {
-            StoreError(.refused, "store '\(url)': \(what); write file:///path or s3://bucket/prefix?endpoint=http://host:port&region=R")
+            StoreError(
+                .refused,
+                "store '\(url)': \(what); write file:///path or s3://bucket/prefix?endpoint=http://host:port&region=R")
         }
         if url.hasPrefix("file://") {
             let rest = url.dropFirst("file://".count)
@@ -21,7 +23,9 @@ public enum StoreURL: Sendable, Equatable {
             let parts = rest.split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
             let place = parts[0].split(separator: "/", maxSplits: 1, omittingEmptySubsequences: false)
             var address = S3Address(bucket: String(place[0]), prefix: "")
-            guard S3Address.isValidBucket(address.bucket) else { throw wrong("'\(address.bucket)' cannot be the name of a bucket") }
+            guard S3Address.isValidBucket(address.bucket) else {
+                throw wrong("'\(address.bucket)' cannot be the name of a bucket")
+            }
             if place.count == 2 {
                 var prefix = place[1]
                 while prefix.hasSuffix("/") { prefix.removeLast() }
@@ -34,7 +38,9 @@ public enum StoreURL: Sendable, Equatable {
             for parameter in parts.count == 2 ? parts[1].split(separator: "&", omittingEmptySubsequences: false) : [] {
                 let pair = parameter.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
                 let name = String(pair[0])
-                guard pair.count == 2, let value = percentDecoded(pair[1]), !value.isEmpty else { throw wrong("'\(parameter)' has no value") }
+                guard pair.count == 2, let value = percentDecoded(pair[1]), !value.isEmpty else {
+                    throw wrong("'\(parameter)' has no value")
+                }
                 guard seen.insert(name).inserted else { throw wrong("'\(name)' is given twice") }
                 switch name {
                 case "endpoint":
@@ -49,7 +55,9 @@ public enum StoreURL: Sendable, Equatable {
                 default: throw wrong("'\(name)' is unknown (known are endpoint, region, ca)")
                 }
             }
-            if address.certificateFile != nil, address.endpoint?.isSecure == false { throw wrong("ca is for an https endpoint") }
+            if address.certificateFile != nil, address.endpoint?.isSecure == false {
+                throw wrong("ca is for an https endpoint")
+            }
             self = .s3(address)
         } else {
             throw wrong("neither file:// nor s3://")
@@ -88,7 +96,9 @@ public struct S3Address: Sendable, Equatable {
                 let tail = authority[authority.index(after: bracket)...]
                 guard tail.isEmpty || tail.hasPrefix(":") else { return nil }
                 if !tail.isEmpty { port = tail.dropFirst() }
-                guard host.dropFirst().dropLast().utf8.allSatisfy({ $0 == 0x3a || $0 == 0x2e || isHexDigit($0) }) else { return nil }
+                guard host.dropFirst().dropLast().utf8.allSatisfy({ $0 == 0x3a || $0 == 0x2e || isHexDigit($0) }) else {
+                    return nil
+                }
             } else {
                 if let colon = authority.lastIndex(of: ":") {
                     host = authority[..<colon]
@@ -126,7 +136,9 @@ func percentDecoded(_ text: some StringProtocol, plusIsSpace: Bool = false) -> S
     var rest = text.utf8[...]
     while let byte = rest.popFirst() {
         if byte == UInt8(ascii: "%") {
-            guard let high = rest.popFirst().flatMap(hexValue), let low = rest.popFirst().flatMap(hexValue) else { return nil }
+            guard let high = rest.popFirst().flatMap(hexValue), let low = rest.popFirst().flatMap(hexValue) else {
+                return nil
+            }
             bytes.append(high << 4 | low)
         } else {
             bytes.append(plusIsSpace && byte == UInt8(ascii: "+") ? UInt8(ascii: " ") : byte)

@@ -34,7 +34,9 @@ private struct XMLReader {
     }
 
     mutating func document() -> XMLElement? {
-        guard skipBetweenElements(), let root = element(depth: 1), skipBetweenElements(), position == bytes.count else { return nil }
+        guard skipBetweenElements(), let root = element(depth: 1), skipBetweenElements(), position == bytes.count else {
+            return nil
+        }
         return root
     }
 
@@ -124,7 +126,8 @@ private struct XMLReader {
         while position < bytes.count {
             switch bytes[position] {
             case UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"),
-                UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "_"), UInt8(ascii: "-"), UInt8(ascii: "."), UInt8(ascii: ":"):
+                UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "_"), UInt8(ascii: "-"), UInt8(ascii: "."),
+                UInt8(ascii: ":"):
                 position += 1
             default: return position > start ? bytes[start..<position] : nil
             }
@@ -155,7 +158,8 @@ private struct XMLReader {
         case "apos": text.append(UInt8(ascii: "'"))
         default:
             let number =
-                entity.hasPrefix("#x") ? UInt32(entity.dropFirst(2), radix: 16) : entity.hasPrefix("#") ? UInt32(entity.dropFirst()) : nil
+                entity.hasPrefix("#x")
+                ? UInt32(entity.dropFirst(2), radix: 16) : entity.hasPrefix("#") ? UInt32(entity.dropFirst()) : nil
             guard let number, let scalar = Unicode.Scalar(number), number != 0 else { return false }
             text += Array(String(Character(scalar)).utf8)
         }

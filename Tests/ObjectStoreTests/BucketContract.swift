@@ -46,10 +46,15 @@ struct BucketContract {
     func rangesAreCutToTheObject() async throws {
         let bytes = randomBytes(5000)
         let tag = try await bucket.put(prefix + "range", bytes, if: .none)
-        let ranges: [Range<UInt64>] = [0..<1, 10..<20, 4999..<5000, 4990..<9999, 0..<5000, 0..<1_000_000, 5000..<5001, 7000..<8000, 30..<30, 0..<0, UInt64.max - 1 ..< .max]
+        let ranges: [Range<UInt64>] = [
+            0..<1, 10..<20, 4999..<5000, 4990..<9999, 0..<5000, 0..<1_000_000, 5000..<5001, 7000..<8000, 30..<30, 0..<0,
+            UInt64.max - 1 ..< .max,
+        ]
         for range in ranges {
             let object = try await bucket.get(prefix + "range", range: range)
-            #expect(object.bytes == Array(bytes[Int(min(range.lowerBound, 5000))..<Int(min(range.upperBound, 5000))]), "\(range)")
+            #expect(
+                object.bytes == Array(bytes[Int(min(range.lowerBound, 5000))..<Int(min(range.upperBound, 5000))]),
+                "\(range)")
             #expect(object.totalLengthBytes == 5000 && object.etag == tag, "\(range)")
         }
         _ = try await bucket.put(prefix + "empty", [], if: .none)
@@ -68,7 +73,9 @@ struct BucketContract {
 
     func conditionsHold() async throws {
         let key = prefix + "conditions"
-        #expect(await kind { _ = try await bucket.put(key, [0], if: .matches(ETag("d41d8cd98f00b204e9800998ecf8427e"))) } == .conditionFailed)
+        #expect(
+            await kind { _ = try await bucket.put(key, [0], if: .matches(ETag("d41d8cd98f00b204e9800998ecf8427e"))) }
+                == .conditionFailed)
         #expect(await kind { _ = try await bucket.get(key, range: nil) } == .notFound)
         let first = try await bucket.put(key, [1], if: .absent)
         #expect(await kind { _ = try await bucket.put(key, [2], if: .absent) } == .conditionFailed)
@@ -100,7 +107,9 @@ struct BucketContract {
             let raceKey = round % 2 == 0 ? key : key + "-new"
             let outcomes = await withTaskGroup(of: (Int, StoreError.Kind?).self) { group in
                 for writer in 0..<8 {
-                    group.addTask { (writer, await kind { _ = try await bucket.put(raceKey, [UInt8(writer), 9], if: condition) }) }
+                    group.addTask {
+                        (writer, await kind { _ = try await bucket.put(raceKey, [UInt8(writer), 9], if: condition) })
+                    }
                 }
                 return await group.reduce(into: []) { $0.append($1) }
             }
@@ -123,7 +132,8 @@ struct BucketContract {
                     for number in 0..<10 {
                         while true {
                             let current = try await bucket.get(key, range: nil)
-                            let outcome = try await bucket.swap(key, current.bytes + [UInt8(writer), UInt8(number)], if: .matches(current.etag))
+                            let outcome = try await bucket.swap(
+                                key, current.bytes + [UInt8(writer), UInt8(number)], if: .matches(current.etag))
                             if case .won = outcome { break }
                         }
                     }
@@ -134,7 +144,9 @@ struct BucketContract {
         let entries = try await bucket.get(key, range: nil).bytes
         #expect(entries.count == 2 * 60)
         for writer in 0..<6 {
-            let numbers = stride(from: 0, to: entries.count, by: 2).filter { entries[$0] == writer }.map { Int(entries[$0 + 1]) }
+            let numbers = stride(from: 0, to: entries.count, by: 2).filter { entries[$0] == writer }.map {
+                Int(entries[$0 + 1])
+            }
             #expect(numbers == Array(0..<10), "writer \(writer)")
         }
     }
@@ -143,7 +155,8 @@ struct BucketContract {
         let base = prefix + "list/"
         // `-` and `.` sort before `/`, digits and letters behind it; upper case before lower case.
         let names = [
-            "a", "a-b", "a.b", "b/1", "b/10", "b/2", "b-", "b.x/y", "b0", "B/z", "Z", "_", "c/d/e/f", "c/d/e-f", "c/d.e", "z9", "z/9/9",
+            "a", "a-b", "a.b", "b/1", "b/10", "b/2", "b-", "b.x/y", "b0", "B/z", "Z", "_", "c/d/e/f", "c/d/e-f",
+            "c/d.e", "z9", "z/9/9",
         ]
         for name in names { _ = try await bucket.put(base + name, [1, 2, 3], if: .none) }
         let expected = names.sorted { Array($0.utf8).lexicographicallyPrecedes(Array($1.utf8)) }.map { base + $0 }
@@ -151,23 +164,31 @@ struct BucketContract {
             #expect(try await allKeys(bucket, prefix: base, limit: limit) == expected, "limit \(limit)")
         }
         let page = try await bucket.list(prefix: base, after: nil, folders: false, limit: 5)
-        #expect(page.items.allSatisfy { $0.lengthBytes == 3 } && page.items.count == 5 && page.next != nil && page.folders.isEmpty)
+        #expect(
+            page.items.allSatisfy { $0.lengthBytes == 3 } && page.items.count == 5 && page.next != nil
+                && page.folders.isEmpty)
         for (index, key) in expected.enumerated() {
             let rest = try await bucket.list(prefix: base, after: key, folders: false, limit: 1000)
             #expect(rest.items.map { $0.key } == Array(expected[(index + 1)...]), "after \(key)")
             #expect(rest.next == nil)
         }
         for cut in ["b", "b/", "b/1", "c/d/e", "c/d/", "z", "none", "none/x", "a-"] {
-            #expect(try await allKeys(bucket, prefix: base + cut, limit: 2) == expected.filter { $0.hasPrefix(base + cut) }, "prefix \(cut)")
+            #expect(
+                try await allKeys(bucket, prefix: base + cut, limit: 2) == expected.filter { $0.hasPrefix(base + cut) },
+                "prefix \(cut)")
         }
         let betweenKeys = try await bucket.list(prefix: base, after: base + "b/11", folders: false, limit: 1000)
-        #expect(betweenKeys.items.map { $0.key } == expected.filter { Array((base + "b/11").utf8).lexicographicallyPrecedes(Array($0.utf8)) })
+        #expect(
+            betweenKeys.items.map { $0.key }
+                == expected.filter { Array((base + "b/11").utf8).lexicographicallyPrecedes(Array($0.utf8)) })
     }
 
     func foldersAreFolded() async throws {
         let base = prefix + "disks/"
         for disk in ["alpha", "alpha-2", "beta", "gamma.x"] {
-            for part in ["head", "generations/1", "generations/2"] { _ = try await bucket.put("\(base)\(disk)/\(part)", [1], if: .none) }
+            for part in ["head", "generations/1", "generations/2"] {
+                _ = try await bucket.put("\(base)\(disk)/\(part)", [1], if: .none)
+            }
         }
         _ = try await bucket.put(base + "plain", [1], if: .none)
         let all = try await bucket.list(prefix: base, after: nil, folders: true, limit: 1000)
@@ -211,14 +232,19 @@ struct BucketContract {
 
     func impossibleKeysAreRefused() async throws {
         let long = String(repeating: "x", count: 256)
-        for key in ["", "/", "/a", "a/", "a//b", "..", "a/../b", "a/./b", ".tmp/x", "a b", "a%b", "ü", "a\0b", "a\nb", long, "a?b"] {
+        for key in [
+            "", "/", "/a", "a/", "a//b", "..", "a/../b", "a/./b", ".tmp/x", "a b", "a%b", "ü", "a\0b", "a\nb", long,
+            "a?b",
+        ] {
             #expect(await kind { _ = try await bucket.get(key, range: nil) } == .refused, "\(key)")
             #expect(await kind { _ = try await bucket.put(key, [1], if: .none) } == .refused, "\(key)")
             #expect(await kind { try await bucket.delete([key]) } == .refused, "\(key)")
         }
-        #expect(await kind { _ = try await bucket.list(prefix: "../", after: nil, folders: false, limit: 1) } == .refused)
+        #expect(
+            await kind { _ = try await bucket.list(prefix: "../", after: nil, folders: false, limit: 1) } == .refused)
         #expect(await kind { _ = try await bucket.list(prefix: "", after: nil, folders: false, limit: 0) } == .refused)
-        #expect(await kind { _ = try await bucket.list(prefix: "", after: nil, folders: false, limit: 1001) } == .refused)
+        #expect(
+            await kind { _ = try await bucket.list(prefix: "", after: nil, folders: false, limit: 1001) } == .refused)
         let longest = prefix + String(repeating: "x", count: 255)
         _ = try await bucket.put(longest, [1], if: .none)
         #expect(try await bucket.get(longest, range: nil).bytes == [1])

@@ -40,11 +40,15 @@ final class CheckingServer: Sendable {
         while read(fromChild[0], &byte, 1) == 1, byte != 10 { line.append(byte) }
         close(fromChild[0])
         let parts = String(decoding: line, as: UTF8.self).split(separator: " ")
-        guard parts.count == 4, parts[0] == "ready" else { throw StoreError(.refused, "s3check.py did not start: \(parts)") }
+        guard parts.count == 4, parts[0] == "ready" else {
+            throw StoreError(.refused, "s3check.py did not start: \(parts)")
+        }
         endpoint = String(parts[1])
         admin = String(parts[3])
         let ca = certificateFile.map { "&ca=\($0)" } ?? ""
-        guard case .s3(let address) = try StoreURL("s3://margarine/some/store?endpoint=\(endpoint)\(ca)") else { fatalError() }
+        guard case .s3(let address) = try StoreURL("s3://margarine/some/store?endpoint=\(endpoint)\(ca)") else {
+            fatalError()
+        }
         self.address = address
     }
 
@@ -55,7 +59,8 @@ final class CheckingServer: Sendable {
     }
 
     func bucket(
-        _ settings: TransportSettings = TransportSettings(), credentials: Credentials = CheckingServer.credentials, region: String = "us-east-1",
+        _ settings: TransportSettings = TransportSettings(), credentials: Credentials = CheckingServer.credentials,
+        region: String = "us-east-1",
         check: Bool = true
     ) async throws -> S3Bucket {
         let bucket = try S3Bucket(address, credentials, region: region, TestEnvironment(), settings)
@@ -85,12 +90,17 @@ final class CheckingServer: Sendable {
         address.sin_port = port.bigEndian
         address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
         let connected = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) }
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+            }
         }
         guard connected == 0 else { throw StoreError(.unavailable, "admin port: errno \(errno)") }
-        let request = "\(method) \(path) HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)"
+        let request =
+            "\(method) \(path) HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)"
         let sent = Array(request.utf8)
-        guard write(fd, sent, sent.count) == sent.count else { throw StoreError(.unavailable, "admin port: errno \(errno)") }
+        guard write(fd, sent, sent.count) == sent.count else {
+            throw StoreError(.unavailable, "admin port: errno \(errno)")
+        }
         var answer: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 65_536)
         while true {
@@ -99,7 +109,9 @@ final class CheckingServer: Sendable {
             answer += buffer[..<count]
         }
         let text = String(decoding: answer, as: UTF8.self)
-        guard text.hasPrefix("HTTP/1.1 200"), let end = text.firstRange(of: "\r\n\r\n") else { throw StoreError(.refused, "admin port: \(text)") }
+        guard text.hasPrefix("HTTP/1.1 200"), let end = text.firstRange(of: "\r\n\r\n") else {
+            throw StoreError(.refused, "admin port: \(text)")
+        }
         return String(text[end.upperBound...])
     }
 }

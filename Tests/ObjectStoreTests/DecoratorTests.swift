@@ -16,7 +16,9 @@ import Testing
 
     @Test func readsListsDeletesAndPlainPutsAreRepeated() async throws {
         for kind in [StoreError.Kind.unavailable, .unclear] {
-            for verb in [StoreFault.Verb.put, .get, .list, .delete] { faulty.inject(StoreFault(.fail(kind), verb: verb, count: 3)) }
+            for verb in [StoreFault.Verb.put, .get, .list, .delete] {
+                faulty.inject(StoreFault(.fail(kind), verb: verb, count: 3))
+            }
             _ = try await bucket.put("a", [1], if: .none)
             #expect(try await bucket.get("a", range: nil).bytes == [1])
             #expect(try await bucket.list(prefix: "", after: nil, folders: false, limit: 9).items.count == 1)
@@ -101,7 +103,9 @@ import Testing
         faulty.inject(StoreFault(.fail(.unavailable), count: 6))
         _ = await kind { _ = try await bucket.get("a", range: nil) }
         let pauses = environment.pausesMs
-        #expect(pauses.count == 6 && pauses[..<3].allSatisfy { $0 <= 200 } && pauses[3...].allSatisfy { $0 >= 2500 }, "\(pauses)")
+        #expect(
+            pauses.count == 6 && pauses[..<3].allSatisfy { $0 <= 200 } && pauses[3...].allSatisfy { $0 >= 2500 },
+            "\(pauses)")
     }
 }
 
@@ -113,18 +117,26 @@ import Testing
     @Test func wonAndLost() async throws {
         guard case .won(let tag) = try await memory.swap("head", [1], if: .absent) else { return #expect(Bool(false)) }
         guard case .won = try await memory.swap("head", [2], if: .matches(tag)) else { return #expect(Bool(false)) }
-        guard case .lost(let current?) = try await memory.swap("head", [3], if: .matches(tag)) else { return #expect(Bool(false)) }
+        guard case .lost(let current?) = try await memory.swap("head", [3], if: .matches(tag)) else {
+            return #expect(Bool(false))
+        }
         #expect(current.bytes == [2])
-        guard case .lost(let other?) = try await memory.swap("head", [3], if: .absent) else { return #expect(Bool(false)) }
+        guard case .lost(let other?) = try await memory.swap("head", [3], if: .absent) else {
+            return #expect(Bool(false))
+        }
         #expect(other.bytes == [2])
-        guard case .lost(nil) = try await memory.swap("none", [3], if: .matches(tag)) else { return #expect(Bool(false)) }
+        guard case .lost(nil) = try await memory.swap("none", [3], if: .matches(tag)) else {
+            return #expect(Bool(false))
+        }
     }
 
     @Test func lostAnswersAreReadBack() async throws {
         faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, count: 1))
         guard case .won(let tag) = try await faulty.swap("head", [1], if: .absent) else { return #expect(Bool(false)) }
         faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, count: 1))
-        guard case .won(let next) = try await faulty.swap("head", [2], if: .matches(tag)) else { return #expect(Bool(false)) }
+        guard case .won(let next) = try await faulty.swap("head", [2], if: .matches(tag)) else {
+            return #expect(Bool(false))
+        }
         #expect(try await memory.get("head", range: nil).etag == next)
     }
 

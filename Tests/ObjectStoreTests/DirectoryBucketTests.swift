@@ -37,7 +37,9 @@ import Testing
             let won = try await withThrowingTaskGroup(of: Int.self) { group in
                 for instance in instances {
                     for writer in 0..<4 {
-                        group.addTask { try await Self.count(instance, "deep/er/counter", writer: UInt8(writer), times: 25) }
+                        group.addTask {
+                            try await Self.count(instance, "deep/er/counter", writer: UInt8(writer), times: 25)
+                        }
                     }
                 }
                 return try await group.reduce(0, +)
@@ -58,6 +60,28 @@ import Testing
             if case .won = try await bucket.swap(key, bytes, if: .matches(current.etag)) { won += 1 }
         }
         return won
+    }
+
+    /// Another process is in the middle of changing something: whoever else would change it waits.
+    @Test func locksOfOtherProcessesAreHeld() async throws {
+        try await withTemporaryDirectory { path in
+            let bucket = try await DirectoryBucket.open(path: path)
+            let tag = try await bucket.put("head", [1], if: .absent)
+            let script = """
+                import fcntl, os, time
+                held = [open(os.environ["LOCKS"] + "/" + str(n), "a") for n in range(64)]
+                for f in held: fcntl.flock(f, fcntl.LOCK_EX)
+                open(os.environ["LOCKS"] + "/../held", "w").close()
+                time.sleep(1.5)
+                """
+            try #require(system("LOCKS='\(path)/.locks' python3 -c '\(script)' &") == 0)
+            for _ in 0..<500 where access(path + "/held", F_OK) != 0 { try await Task.sleep(nanoseconds: 10_000_000) }
+            let started = ContinuousClock.now
+            #expect(try await bucket.get("head", range: nil).bytes == [1])
+            #expect(ContinuousClock.now - started < .seconds(1), "reading needs no lock")
+            _ = try await bucket.put("head", [2], if: .matches(tag))
+            #expect(ContinuousClock.now - started > .milliseconds(800))
+        }
     }
 
     @Test func puttingIntoFoldersThatAreBeingEmptied() async throws {
@@ -118,7 +142,9 @@ import Testing
             #expect(await kind { _ = try await DirectoryBucket.open(path: path + "/no", readOnly: true) } == .refused)
             #expect(await kind { _ = try await DirectoryBucket.open(path: "relative") } == .refused)
             close(creat(path + "/file", 0o600))
-            #expect(await errorText { _ = try await DirectoryBucket.open(path: path + "/file") }.contains("not a directory"))
+            #expect(
+                await errorText { _ = try await DirectoryBucket.open(path: path + "/file") }.contains("not a directory")
+            )
 
             let bucket = try await DirectoryBucket.open(path: path + "/made")
             _ = try await bucket.put("a/b", [1], if: .none)
@@ -135,7 +161,9 @@ import Testing
             let bucket = try await DirectoryBucket.open(path: path)
             _ = try await bucket.put("a", [1, 2], if: .none)
             // /dev/full cannot be a directory: take a tmpfs of 64 KiB where mounting is allowed.
-            guard geteuid() == 0, mkdir(path + "/small", 0o700) == 0, mount("tmpfs", path + "/small", "tmpfs", 0, "size=64k") == 0 else { return }
+            guard geteuid() == 0, mkdir(path + "/small", 0o700) == 0,
+                mount("tmpfs", path + "/small", "tmpfs", 0, "size=64k") == 0
+            else { return }
             defer { umount2(path + "/small", 2) }
             let small = try await DirectoryBucket.open(path: path + "/small")
             _ = try await small.put("a", [1, 2], if: .none)

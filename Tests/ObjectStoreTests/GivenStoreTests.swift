@@ -24,13 +24,18 @@ struct GivenStore {
     }()
 
     /// - Parameter gateway: "" or "2".
-    func bucket(_ gateway: String = "", prefix: String = "tests", secret: String? = nil, check: Bool = true) async throws -> S3Bucket {
+    func bucket(_ gateway: String = "", prefix: String = "tests", secret: String? = nil, check: Bool = true)
+        async throws -> S3Bucket
+    {
         guard
             case .s3(let address) = try StoreURL(
-                "s3://\(values["S3_BUCKET"]!)/\(prefix)?endpoint=\(values["S3_ENDPOINT\(gateway)"] ?? values["S3_ENDPOINT"]!)")
+                "s3://\(values["S3_BUCKET"]!)/\(prefix)?endpoint=\(values["S3_ENDPOINT\(gateway)"] ?? values["S3_ENDPOINT"]!)"
+            )
         else { fatalError() }
-        let credentials = Credentials(accessKey: values["AWS_ACCESS_KEY_ID"]!, secretKey: secret ?? values["AWS_SECRET_ACCESS_KEY"]!)
-        let bucket = try S3Bucket(address, credentials, region: values["AWS_REGION"] ?? "us-east-1", TestEnvironment(), TransportSettings())
+        let credentials = Credentials(
+            accessKey: values["AWS_ACCESS_KEY_ID"]!, secretKey: secret ?? values["AWS_SECRET_ACCESS_KEY"]!)
+        let bucket = try S3Bucket(
+            address, credentials, region: values["AWS_REGION"] ?? "us-east-1", TestEnvironment(), TransportSettings())
         if check { _ = try await bucket.tagForm() }
         return bucket
     }
@@ -61,7 +66,9 @@ struct GivenStore {
         _ = try await buckets[0].put(key, [0, 0], if: .absent)
         let won = try await withThrowingTaskGroup(of: Int.self) { group in
             for writer in 0..<8 {
-                group.addTask { try await DirectoryBucketTests.count(buckets[writer % 2], key, writer: UInt8(writer), times: 25) }
+                group.addTask {
+                    try await DirectoryBucketTests.count(buckets[writer % 2], key, writer: UInt8(writer), times: 25)
+                }
             }
             return try await group.reduce(0, +)
         }
@@ -71,13 +78,18 @@ struct GivenStore {
     }
 
     @Test func wrongKeysAreRefused() async throws {
-        let text = await errorText { _ = try await store.bucket(secret: "wrong", check: false).put("x", [1], if: .none) }
+        let text = await errorText {
+            _ = try await store.bucket(secret: "wrong", check: false).put("x", [1], if: .none)
+        }
         #expect(text.contains("secret key is wrong"), "\(text)")
-        #expect(await kind { _ = try await store.bucket(secret: "wrong", check: false).get("x", range: nil) } == .refused)
+        #expect(
+            await kind { _ = try await store.bucket(secret: "wrong", check: false).get("x", range: nil) } == .refused)
     }
 
     /// Every put that was acknowledged is there, and every swap counted, though the gateway dies again and again.
-    @Test(.enabled(if: GivenStore.shared?.isCeph == true, "not started by ceph.sh")) func aGatewayThatDiesLosesNothing() async throws {
+    @Test(.enabled(if: GivenStore.shared?.isCeph == true, "not started by ceph.sh")) func aGatewayThatDiesLosesNothing()
+        async throws
+    {
         let policy = RetryPolicy(firstPauseMs: 50, longestPauseMs: 500, deadlineMs: 60_000)
         let bucket = RetryingBucket(try await store.bucket("2"), environment: TestEnvironment(), policy: policy)
         let prefix = "dying/\(UInt32.random(in: 0 ... .max))/"
@@ -93,7 +105,9 @@ struct GivenStore {
         }
         let won = try await withThrowingTaskGroup(of: Int.self) { group in
             for writer in 0..<4 {
-                group.addTask { try await DirectoryBucketTests.count(bucket, prefix + "counter", writer: UInt8(writer), times: 150) }
+                group.addTask {
+                    try await DirectoryBucketTests.count(bucket, prefix + "counter", writer: UInt8(writer), times: 150)
+                }
                 group.addTask {
                     for number in 0..<60 {
                         let bytes = randomBytes(100_000, seed: UInt64(writer * 1000 + number))

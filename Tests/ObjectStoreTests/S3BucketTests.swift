@@ -14,15 +14,19 @@ import Testing
     }
 
     @Test(arguments: [
-        ["unquoted"], ["unquoted", "race500"], ["conflict409"], ["no-multi-delete", "no-range"], ["random-etag"], ["chunked"],
+        ["unquoted"], ["unquoted", "race500"], ["conflict409"], ["no-multi-delete", "no-range"], ["random-etag"],
+        ["chunked"],
         ["empty-pages", "encoded-slashes"],
     ])
     func keepsTheContractOnStoresOfTheWild(_ quirks: [String]) async throws {
-        let server = quirks.count == 2 ? try CheckingServer("--quirk", quirks[0], "--quirk", quirks[1]) : try CheckingServer("--quirk", quirks[0])
+        let server =
+            quirks.count == 2
+            ? try CheckingServer("--quirk", quirks[0], "--quirk", quirks[1]) : try CheckingServer("--quirk", quirks[0])
         // Without the check at open: the first conditional put makes it.
         let bucket = try await server.bucket(check: false)
         // Where a lost condition looks like a failing server, reading back tells.
-        let settled: any Bucket = quirks.contains("race500") ? RetryingBucket(bucket, environment: TestEnvironment()) : bucket
+        let settled: any Bucket =
+            quirks.contains("race500") ? RetryingBucket(bucket, environment: TestEnvironment()) : bucket
         try await BucketContract(settled).runAll()
     }
 
@@ -44,7 +48,8 @@ import Testing
     // MARK: Opening
 
     @Test(arguments: [
-        ("ignore-none-match", "ignores If-None-Match"), ("ignore-match", "ignores If-Match"), ("no-conditions-501", "lacks what Margarine needs"),
+        ("ignore-none-match", "ignores If-None-Match"), ("ignore-match", "ignores If-Match"),
+        ("no-conditions-501", "lacks what Margarine needs"),
     ])
     func storesWithoutConditionsAreRefused(_ quirk: String, _ text: String) async throws {
         let server = try CheckingServer("--quirk", quirk)
@@ -63,7 +68,9 @@ import Testing
 
     @Test func theCheckSurvivesPassingFaults() async throws {
         let server = try CheckingServer("--quirk", "unquoted")
-        try server.fault(#"[{"do": "status", "code": 503, "method": "PUT", "count": 1}, {"do": "drop-response", "method": "PUT", "after": 2, "count": 1}, {"do": "error-after-effect", "method": "PUT", "after": 5, "count": 1}]"#)
+        try server.fault(
+            #"[{"do": "status", "code": 503, "method": "PUT", "count": 1}, {"do": "drop-response", "method": "PUT", "after": 2, "count": 1}, {"do": "error-after-effect", "method": "PUT", "after": 5, "count": 1}]"#
+        )
         let bucket = try await server.bucket()
         #expect(try await bucket.tagForm() == .bare)
         try server.clearFaults()
@@ -83,18 +90,25 @@ import Testing
             #expect(!text.contains("\n") && !text.contains("secret0123"))
         }
         await failed(
-            try await server.bucket(credentials: Credentials(accessKey: "margarinetest", secretKey: "wrong"), check: false),
+            try await server.bucket(
+                credentials: Credentials(accessKey: "margarinetest", secretKey: "wrong"), check: false),
             "SignatureDoesNotMatch", "secret key is wrong")
-        await failed(try await server.bucket(credentials: Credentials(accessKey: "nobody", secretKey: "x"), check: false), "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID")
-        await failed(try await server.bucket(region: "eu-west-9", check: false), "AuthorizationHeaderMalformed", "region=us-east-1")
+        await failed(
+            try await server.bucket(credentials: Credentials(accessKey: "nobody", secretKey: "x"), check: false),
+            "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID")
+        await failed(
+            try await server.bucket(region: "eu-west-9", check: false), "AuthorizationHeaderMalformed",
+            "region=us-east-1")
         var address = server.address
         address.bucket = "missing"
-        let missing = try S3Bucket(address, CheckingServer.credentials, region: "us-east-1", TestEnvironment(), TransportSettings())
+        let missing = try S3Bucket(
+            address, CheckingServer.credentials, region: "us-east-1", TestEnvironment(), TransportSettings())
         await failed(missing, "NoSuchBucket", "make the bucket first")
         #expect(await kind { _ = try await missing.get("x", range: nil) } == .refused)
         #expect(await kind { _ = try await missing.list(prefix: "", after: nil, folders: false, limit: 1) } == .refused)
         #expect(await kind { try await missing.delete(["x"]) } == .refused)
-        let late = try S3Bucket(server.address, CheckingServer.credentials, region: "us-east-1", LateEnvironment(), TransportSettings())
+        let late = try S3Bucket(
+            server.address, CheckingServer.credentials, region: "us-east-1", LateEnvironment(), TransportSettings())
         await failed(late, "RequestTimeTooSkewed", "clocks differ", "set this machine's clock")
     }
 
@@ -123,6 +137,23 @@ import Testing
         #expect(try await reader.get("a/b", range: nil).bytes == [1])
     }
 
+    @Test func amazonIsAddressedByHost() throws {
+        func request(_ url: String) throws -> HTTPRequest? {
+            guard case .s3(let address) = try StoreURL(url) else { return nil }
+            let bucket = try S3Bucket(
+                address, CheckingServer.credentials, region: "eu-north-1", TestEnvironment(), TransportSettings())
+            return bucket.request("GET", "a/b", query: [("x", "y/z")])
+        }
+        func host(_ request: HTTPRequest?) -> String? { request?.headers.first { $0.0 == "host" }?.1 }
+        let plain = try request("s3://bucket/pre/fix")
+        #expect(host(plain) == "bucket.s3.eu-north-1.amazonaws.com" && plain?.target == "/pre/fix/a/b?x=y%2Fz")
+        // Such a name does not match the certificate of *.s3.eu-north-1.amazonaws.com.
+        let dotted = try request("s3://bucket.with.dots")
+        #expect(host(dotted) == "s3.eu-north-1.amazonaws.com" && dotted?.target == "/bucket.with.dots/a/b?x=y%2Fz")
+        let other = try request("s3://bucket?endpoint=https://s3.example.org:443")
+        #expect(host(other) == "s3.example.org" && other?.target == "/bucket/a/b?x=y%2Fz")
+    }
+
     @Test func unreachableIsUnavailable() async throws {
         var settings = TransportSettings()
         settings.connectTimeoutMs = 300
@@ -143,7 +174,8 @@ import Testing
                 let line = "cd '\(path)' && printf 'subjectAltName=DNS:localhost' >ext && \(command) >/dev/null 2>&1"
                 try #require(system(line) == 0)
             }
-            let server = try CheckingServer("--cert", path + "/server.pem", "--key", path + "/server.key", certificateFile: path + "/ca.pem")
+            let server = try CheckingServer(
+                "--cert", path + "/server.pem", "--key", path + "/server.key", certificateFile: path + "/ca.pem")
             #expect(server.endpoint.hasPrefix("https://localhost:"))
             let bucket = try await server.bucket()
             try await BucketContract(bucket).runAll()
@@ -152,12 +184,16 @@ import Testing
             #expect(try await bucket.get("big", range: nil).bytes == bytes)
             var distrusting = server.address
             distrusting.certificateFile = nil
-            let other = try S3Bucket(distrusting, CheckingServer.credentials, region: "us-east-1", TestEnvironment(), TransportSettings())
+            let other = try S3Bucket(
+                distrusting, CheckingServer.credentials, region: "us-east-1", TestEnvironment(), TransportSettings())
             let text = await errorText { _ = try await other.get("big", range: nil) }
             #expect(text.lowercased().contains("certificate"))
             #expect(await kind { _ = try await other.get("big", range: nil) } == .refused)
             distrusting.certificateFile = path + "/none.pem"
-            #expect { try S3Bucket(distrusting, CheckingServer.credentials, region: "r", TestEnvironment(), TransportSettings()) } throws: {
+            #expect {
+                try S3Bucket(
+                    distrusting, CheckingServer.credentials, region: "r", TestEnvironment(), TransportSettings())
+            } throws: {
                 "\($0)".contains("none.pem")
             }
         }
@@ -190,7 +226,9 @@ import Testing
         try server.fault(#"{"do": "delay", "seconds": 0.5, "method": "GET"}"#)
         let started = ContinuousClock.now
         await withTaskGroup(of: Void.self) { group in
-            for number in 0..<16 { group.addTask { _ = await kind { _ = try await bucket.get("none/\(number)", range: nil) } } }
+            for number in 0..<16 {
+                group.addTask { _ = await kind { _ = try await bucket.get("none/\(number)", range: nil) } }
+            }
         }
         #expect(ContinuousClock.now - started < .seconds(3))
     }
@@ -202,7 +240,9 @@ import Testing
         let bucket = try await server.bucket(settings)
         try server.fault(#"{"do": "hang", "count": 1}"#)
         let started = ContinuousClock.now
-        let tasks = [0, 1].map { number in Task { await kind { _ = try await bucket.put("c\(number)", [1], header: ("if-none-match", "*")) } } }
+        let tasks = [0, 1].map { number in
+            Task { await kind { _ = try await bucket.put("c\(number)", [1], header: ("if-none-match", "*")) } }
+        }
         try await Task.sleep(nanoseconds: 300_000_000)
         for task in tasks { task.cancel() }
         // One was on its way, one waited for the connection; which is which is open.
@@ -237,7 +277,9 @@ import Testing
                 let next = try await retrying.put("retried\(count)", body + [9], if: .matches(tag))
                 #expect(try await bucket.get("retried\(count)", range: nil).etag == next)
                 try server.fault("{\"do\": \"\(fault)\", \"method\": \"PUT\", \"count\": 1}")
-                guard case .won = try await bucket.swap("retried\(count)", body + [10], if: .matches(next)) else { return #expect(Bool(false)) }
+                guard case .won = try await bucket.swap("retried\(count)", body + [10], if: .matches(next)) else {
+                    return #expect(Bool(false))
+                }
             }
         }
     }
@@ -291,7 +333,8 @@ import Testing
         try server.fault(#"{"do": "truncate", "method": "GET", "count": 1}"#)
         #expect(await kind { _ = try await bucket.get("a", range: 10..<100_000) } == .unavailable)
         let retrying = RetryingBucket(bucket, environment: TestEnvironment())
-        try server.fault(#"[{"do": "corrupt", "method": "GET", "count": 2}, {"do": "truncate", "method": "GET", "count": 2}]"#)
+        try server.fault(
+            #"[{"do": "corrupt", "method": "GET", "count": 2}, {"do": "truncate", "method": "GET", "count": 2}]"#)
         #expect(try await retrying.get("a", range: nil).bytes == bytes)
     }
 
@@ -322,12 +365,16 @@ import Testing
         let server = try CheckingServer()
         let plain = try await server.bucket()
         let bucket = RetryingBucket(plain, environment: TestEnvironment())
-        for (code, error) in [(403, "AccessDenied"), (400, "InvalidRequest"), (405, "MethodNotAllowed"), (301, "PermanentRedirect")] {
+        for (code, error) in [
+            (403, "AccessDenied"), (400, "InvalidRequest"), (405, "MethodNotAllowed"), (301, "PermanentRedirect"),
+        ] {
             try server.fault("{\"do\": \"status\", \"code\": \(code), \"error\": \"\(error)\"}")
             let before = try server.stat("requests")
             #expect(await kind { _ = try await bucket.get("a", range: nil) } == .refused)
             #expect(await kind { _ = try await bucket.put("a", [1], if: .absent) } == .refused)
-            #expect(await errorText { _ = try await bucket.list(prefix: "", after: nil, folders: false, limit: 1) }.contains(error))
+            #expect(
+                await errorText { _ = try await bucket.list(prefix: "", after: nil, folders: false, limit: 1) }
+                    .contains(error))
             #expect(try server.stat("requests") == before + 3)
             try server.clearFaults()
         }
@@ -342,14 +389,17 @@ import Testing
         let server = try CheckingServer()
         let bucket = try await server.bucket()
         for number in 0..<5 { _ = try await bucket.put("d/\(number)", [1], if: .none) }
-        try server.fault(#"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "AccessDenied", "count": 1}"#)
+        try server.fault(
+            #"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "AccessDenied", "count": 1}"#)
         let keys = (0..<5).map { "d/\($0)" }
         let text = await errorText { try await bucket.delete(keys) }
         #expect(text.contains("1 of 5") && text.contains("d/3") && text.contains("AccessDenied"))
         #expect(try await allKeys(bucket, prefix: "d/") == ["d/3"])
-        try server.fault(#"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "InternalError", "count": 1}"#)
+        try server.fault(
+            #"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "InternalError", "count": 1}"#)
         #expect(await kind { try await bucket.delete(keys) } == .unavailable)
-        try server.fault(#"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "SlowDown", "count": 2}"#)
+        try server.fault(
+            #"{"do": "status", "method": "DELETE-ONE", "target": "d/3$", "error": "SlowDown", "count": 2}"#)
         try await RetryingBucket(bucket, environment: TestEnvironment()).delete(keys)
         #expect(try await allKeys(bucket, prefix: "d/").isEmpty)
     }
@@ -360,7 +410,11 @@ import Testing
         let keys = (0..<2300).map { "many/\(String($0 + 10_000))" }
         try await withThrowingTaskGroup(of: Void.self) { group in
             for part in 0..<8 {
-                group.addTask { for number in stride(from: part, to: keys.count, by: 8) { _ = try await bucket.put(keys[number], [], if: .none) } }
+                group.addTask {
+                    for number in stride(from: part, to: keys.count, by: 8) {
+                        _ = try await bucket.put(keys[number], [], if: .none)
+                    }
+                }
             }
             try await group.waitForAll()
         }
@@ -377,8 +431,11 @@ import Testing
         settings.maxBodyBytes = 100_000
         settings.stallTimeoutSeconds = 1
         let bucket = try await server.bucket(settings)
-        func answer(_ code: Int, _ headers: String, _ body: String, _ expected: StoreError.Kind, _ range: Range<UInt64>? = nil) async throws {
-            try server.fault(#"{"do": "answer", "code": \#(code), "headers": {\#(headers)}, "body": "\#(body)", "count": 1}"#)
+        func answer(
+            _ code: Int, _ headers: String, _ body: String, _ expected: StoreError.Kind, _ range: Range<UInt64>? = nil
+        ) async throws {
+            try server.fault(
+                #"{"do": "answer", "code": \#(code), "headers": {\#(headers)}, "body": "\#(body)", "count": 1}"#)
             let got = await kind { _ = try await bucket.get("x", range: range) }
             #expect(got == expected, "\(code) \(headers) \(body)")
             try server.clearFaults()
@@ -396,7 +453,9 @@ import Testing
         try await answer(206, #""ETag": "x", "Content-Range": "bytes 0-1/10""#, "ab", .corrupt, 0..<3)
         try await answer(206, #""ETag": "x", "Content-Range": "bytes 0-2/10""#, "ab", .corrupt, 0..<3)
         try await answer(206, #""ETag": "x", "Content-Range": "bytes 0-2/2""#, "abc", .corrupt, 0..<3)
-        try await answer(206, #""ETag": "x", "Content-Range": "bytes 0-18446744073709551615/18446744073709551615""#, "abc", .corrupt, 0..<3)
+        try await answer(
+            206, #""ETag": "x", "Content-Range": "bytes 0-18446744073709551615/18446744073709551615""#, "abc", .corrupt,
+            0..<3)
         try await answer(206, #""ETag": "x", "Content-Range": "bytes */10""#, "abc", .corrupt, 0..<3)
         try await answer(302, #""Location": "http://127.0.0.1:9/""#, "", .refused)
         try await answer(404, "", "<Error><Code>", .notFound)
@@ -433,8 +492,11 @@ import Testing
         #expect(try await answer("<CommonPrefixes><Prefix>some/store/p/d</Prefix></CommonPrefixes>" + end) == .corrupt)
         #expect(try await answer("<IsTruncated>true</IsTruncated>") == .corrupt)
         // Keys that are none of Margarine's are passed over.
-        try server.fault(#"{"do": "answer", "body": "<ListBucketResult>\#(entry("some/store/p/"))\#(entry("some/store/p/ä b"))\#(entry("some/store/p/z"))\#(end)</ListBucketResult>", "count": 1}"#)
-        #expect(try await bucket.list(prefix: "p/", after: nil, folders: false, limit: 10).items.map { $0.key } == ["p/z"])
+        try server.fault(
+            #"{"do": "answer", "body": "<ListBucketResult>\#(entry("some/store/p/"))\#(entry("some/store/p/ä b"))\#(entry("some/store/p/z"))\#(end)</ListBucketResult>", "count": 1}"#
+        )
+        #expect(
+            try await bucket.list(prefix: "p/", after: nil, folders: false, limit: 10).items.map { $0.key } == ["p/z"])
     }
 
     @Test func hostileAnswersToWrites() async throws {
@@ -453,7 +515,8 @@ import Testing
         #expect(try await put(#""code": 404"#, .matches(ETag("x"))) == .conditionFailed)
         #expect(try await put(#""code": 404"#) == .refused)
         #expect(try await put(#""code": 500"#) == .unclear)
-        #expect(await kind { _ = try await bucket.put("w", [1], if: .matches(ETag("x\r\nevil: 1"))) } == .conditionFailed)
+        #expect(
+            await kind { _ = try await bucket.put("w", [1], if: .matches(ETag("x\r\nevil: 1"))) } == .conditionFailed)
         try server.fault(#"{"do": "answer", "code": 200, "body": "<DeleteResult><Err", "method": "POST", "count": 1}"#)
         #expect(await kind { try await bucket.delete(["a", "b"]) } == .unavailable)
     }
@@ -475,8 +538,12 @@ import Testing
             return Int(Double(count * 16) / seconds)
         }
         let put = try await rate(8) { _ = try await bucket.put("big/\($0)", bytes, if: .none) }
-        let whole = try await rate(8) { _ in try #require(await bucket.get("big", range: nil).bytes.count == bytes.count) }
-        let part = try await rate(8) { _ in try #require(await bucket.get("big", range: 0..<(16 << 20)).bytes.count == bytes.count) }
+        let whole = try await rate(8) { _ in
+            try #require(await bucket.get("big", range: nil).bytes.count == bytes.count)
+        }
+        let part = try await rate(8) { _ in
+            try #require(await bucket.get("big", range: 0..<(16 << 20)).bytes.count == bytes.count)
+        }
         print("MiB/s against the checking server: put \(put), get \(whole), ranged get \(part)")
         #expect(put > 20 && whole > 20 && part > 20)
     }

@@ -7,23 +7,13 @@
 #   ceph.sh status DIR
 #
 # OBJECTSTORE=bluestore (default: a sparse file of 20 GiB in DIR) or memstore (in memory, lost at stop).
-# Needs Debian's ceph-mon ceph-osd radosgw ceph-common curl; as root it installs what is missing.
+# What is missing of Ceph it has installed (Scripts/install-deps.sh).
 set -euo pipefail
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 verb=${1:-}; dir=${2:-}
 [ -n "$verb" ] && [ -n "$dir" ] || usage
 access=margarinetest secret=margarinesecret0123456789 region=us-east-1 bucket=margarine
-
-install_missing() {
-    local program missing=0
-    for program in ceph-mon ceph-osd radosgw radosgw-admin ceph curl; do command -v "$program" >/dev/null || missing=1; done
-    [ $missing = 0 ] && return
-    [ "$(id -u)" = 0 ] || { echo "ceph.sh: install ceph-mon ceph-osd radosgw ceph-common curl first" >&2; exit 1; }
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q >/dev/null
-    apt-get install -yq --no-install-recommends ceph-mon ceph-osd radosgw ceph-common curl >/dev/null
-}
 
 free_ports() { python3 -c '
 import socket
@@ -139,7 +129,8 @@ osd_is_up() { ceph_says osd stat -f json | grep -q '"num_up_osds":1[,}]'; }
 answers() { curl -s -o "$dir/log/answer" --noproxy '*' --max-time 5 "http://127.0.0.1:$1/"; }
 
 start() {
-    install_missing
+    command -v radosgw >/dev/null && command -v ceph-osd >/dev/null && command -v ceph-mon >/dev/null ||
+        "$(dirname "$0")/../../Scripts/install-deps.sh" ceph
     mkdir -p "$dir/pids" "$dir/log"
     dir=$(cd "$dir" && pwd)
     local fresh=0 rgw1 rgw2 conf=$dir/ceph.conf
