@@ -22,13 +22,13 @@ enum Sample: CaseIterable {
     func slice(seed: UInt64) -> [UInt8] { bytes(Geometry.sliceBytes, seed: seed) }
 
     func bytes(_ count: Int, seed: UInt64) -> [UInt8] {
+        if self == .noise { return noiseBytes(count, seed: seed) }
         var random = Random(seed: seed)
         return [UInt8](unsafeUninitializedCapacity: count) { out, initialised in
             let words = UnsafeMutableRawBufferPointer(out).bindMemory(to: UInt64.self)
             out.initialize(repeating: 0)
             switch self {
-            case .zeroes: break
-            case .noise: for i in 0..<words.count { words[i] = random.next() }
+            case .zeroes, .noise: break
             case .text:
                 let phrase = random.next()
                 for i in 0..<words.count { words[i] = i % 7 == 0 ? UInt64(i) : phrase &+ UInt64(i % 5) }
@@ -36,6 +36,24 @@ enum Sample: CaseIterable {
             }
             initialised = count
         }
+    }
+}
+
+/// Random bytes, copied from a pool of them: tests need a lot.
+private let pool: [UInt64] = {
+    var random = Random(seed: 1)
+    return (0..<(2 * Geometry.sliceBytes / 8)).map { _ in random.next() }
+}()
+
+private func noiseBytes(_ count: Int, seed: UInt64) -> [UInt8] {
+    var random = Random(seed: seed)
+    return pool.withUnsafeBytes { pool in
+        var bytes: [UInt8] = []
+        while bytes.count < count {
+            let start = Int(random.next() % UInt64(Geometry.sliceBytes))
+            bytes += pool[start..<start + min(count - bytes.count, Geometry.sliceBytes)]
+        }
+        return bytes
     }
 }
 
