@@ -68,8 +68,7 @@ def run_main(main):
     finally:
         for d in Daemon.all:
             if status and os.path.exists(d.log):
-                print(f"--- last lines of daemon {d.name}:")
-                print("".join(open(d.log, errors="replace").readlines()[-15:]), end="", flush=True)
+                d.tell()
             d.kill()
     sys.exit(status)
 
@@ -149,6 +148,18 @@ class Daemon:
 
     def disk_status(self, name):
         return next((d for d in self.status()["disks"] if d["name"] == name), None)
+
+    def tell(self):
+        """Prints what the daemon said last; of a crash, what and where."""
+        lines = [l.rstrip()[:240] for l in open(self.log, errors="replace") if l.strip()]
+        print(f"--- daemon {self.name}:")
+        crash = next((i for i, l in enumerate(lines) if "Fatal error" in l or "Program crashed" in l), None)
+        if crash is not None:
+            here = next((i for i in range(crash, len(lines)) if " crashed:" in lines[i]), crash)
+            print("\n".join(lines[crash:crash + 1] + lines[here:here + 20]))
+        else:
+            print("\n".join(lines[-12:]))
+        sys.stdout.flush()
 
     def rss_kib(self):
         with open(f"/proc/{self.pid}/status") as f:
