@@ -57,11 +57,7 @@ public final class DirectoryScratch: ScratchDisk {
         let flags = O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0)
         var fd = openat(root.directory.raw, path, flags, 0o600)
         if fd < 0, errno == ENOENT, create {
-            for end in path.indices where path[end] == "/" {
-                if mkdirat(root.directory.raw, String(path[..<end]), 0o700) < 0, errno != EEXIST {
-                    throw ScratchError(errno, "mkdir", root.fullPath(String(path[..<end])))
-                }
-            }
+            try makeFolders(above: path)
             fd = openat(root.directory.raw, path, flags, 0o600)
         }
         guard fd >= 0 else { throw ScratchError(errno, "open", root.fullPath(path)) }
@@ -101,9 +97,18 @@ public final class DirectoryScratch: ScratchDisk {
         throw ScratchError(errno, "remove", root.fullPath(path))
     }
 
+    private func makeFolders(above path: String) throws(ScratchError) {
+        for end in path.indices where path[end] == "/" {
+            if mkdirat(root.directory.raw, String(path[..<end]), 0o700) < 0, errno != EEXIST {
+                throw ScratchError(errno, "mkdir", root.fullPath(String(path[..<end])))
+            }
+        }
+    }
+
     public func rename(_ from: String, to: String) throws(ScratchError) {
         checkPath(from)
         checkPath(to)
+        try makeFolders(above: to)
         guard renameat(root.directory.raw, from, root.directory.raw, to) == 0 else {
             throw ScratchError(errno, "rename", "\(root.fullPath(from)) to \(root.fullPath(to))")
         }

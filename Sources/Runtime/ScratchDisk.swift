@@ -24,6 +24,7 @@ public protocol ScratchDisk: Sendable {
     func list(_ directory: String) throws(ScratchError) -> [String]
     /// Removes a file; a missing one is no error. Open files stay readable until closed.
     func remove(_ path: String) throws(ScratchError)
+    /// Makes the parent folders of `to` where missing.
     func rename(_ from: String, to: String) throws(ScratchError)
     /// Makes the names in `directory` durable.
     func syncDirectory(_ directory: String) async throws(ScratchError)
