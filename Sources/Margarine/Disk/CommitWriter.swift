@@ -229,8 +229,8 @@ final class CommitWriter: @unchecked Sendable {
             }
         }
         var next = 0
-        for piece in Disk.contiguous(evicted, disk.pages) {
-            let bytes = try await disk.journal.read(piece.location, sums: piece.sums)
+        for piece in disk.journal.pieces(of: evicted) {
+            let bytes = try await disk.journal.read(piece)
             bytes.withUnsafeBytes { p in
                 for i in 0..<piece.sums.count {
                     (buffer.bytes + targets[next + i]).copyMemory(

@@ -200,30 +200,12 @@ extension Disk {
             }
         }
         var result = have
-        for piece in Disk.contiguous(slots, pages) {
-            let bytes = try await journal.read(piece.location, sums: piece.sums)
-            for i in 0..<piece.sums.count {
-                let location = JournalLocation(
-                    segment: piece.location.segment, offset: piece.location.offset + UInt32(i * Geometry.pageBytes))
-                result.add(location, Array(bytes[i * Geometry.pageBytes..<(i + 1) * Geometry.pageBytes]))
+        for piece in journal.pieces(of: slots) {
+            let bytes = try await journal.read(piece)
+            for i in piece.sums.indices {
+                result.add(piece.location(i), Array(bytes[i * Geometry.pageBytes..<(i + 1) * Geometry.pageBytes]))
             }
         }
         return result
-    }
-
-    /// Groups slots whose pages lie one behind the other in the journal; order is kept.
-    static func contiguous(_ slots: [UInt32], _ pages: DirtyPages) -> [(location: JournalLocation, sums: [UInt32])] {
-        var groups: [(location: JournalLocation, sums: [UInt32])] = []
-        for slot in slots {
-            let s = pages[slot]
-            if let last = groups.last, last.location.segment == s.location.segment,
-                UInt64(last.location.offset) + UInt64(last.sums.count * Geometry.pageBytes) == UInt64(s.location.offset)
-            {
-                groups[groups.count - 1].sums.append(s.sum)
-            } else {
-                groups.append((s.location, [s.sum]))
-            }
-        }
-        return groups
     }
 }

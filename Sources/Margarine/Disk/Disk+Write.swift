@@ -100,9 +100,8 @@ extension Disk {
             let present = journaled
             return try await context.withSlice(entry, slice) { _ in attempt(present) }
         case .page(let slot):
-            let s = pages[slot]
             var have = journaled ?? JournalPages()
-            have.add(s.location, try await journal.read(s.location, sums: [s.sum]))
+            for piece in journal.pieces(of: [slot]) { have.add(piece.location(0), try await journal.read(piece)) }
             journaled = have
         }
         return attempt(journaled)

@@ -28,6 +28,8 @@ package struct DiskSettings: Sendable {
 /// Shared by the disks of one loop. Everything here may be used on that loop only, unless it is Sendable by itself.
 package final class DiskContext: @unchecked Sendable {
     package let loop: Loop
+    /// Loops cost a thread: they start with their first disk. Under the manager's lock.
+    var isStarted = false
     package let environment: any Environment
     package let scratch: any ScratchDisk
     package let locations: Locations

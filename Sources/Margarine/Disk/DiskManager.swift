@@ -122,7 +122,7 @@ package final class DiskManager: ExportProvider {
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, heads: heads, context: context,
                 isAlive: isAlive)
-            context.loop.start()
+            context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }
@@ -198,7 +198,11 @@ package final class DiskManager: ExportProvider {
     package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
 
     package func apply(_ settings: DiskSettings) {
-        for context in contexts { context.loop.post { context.settings = settings } }
+        state.withLock { _ in
+            for context in contexts {
+                if context.isStarted { context.loop.post { context.settings = settings } } else { context.settings = settings }
+            }
+        }
     }
 
     // MARK: Generations
@@ -213,7 +217,7 @@ package final class DiskManager: ExportProvider {
             if let present = state.snapshots[key] { return present }
             state.count += 1
             let context = contexts[Int(state.count % UInt64(contexts.count))]
-            context.loop.start()
+            context.startOnce()
             let made = (Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context)
             state.snapshots[key] = made
             return made
@@ -229,6 +233,12 @@ package final class DiskManager: ExportProvider {
 }
 
 extension DiskContext {
+    /// Starts the loop's thread if this is its first disk. Under the manager's lock.
+    fileprivate func startOnce() {
+        if !isStarted { loop.start() }
+        isStarted = true
+    }
+
     /// Runs `body` on this context's loop and returns what it returns.
     func run<T: Sendable>(_ body: @escaping @Sendable () async -> T) async -> T {
         await Task(executorPreference: loop) { await body() }.value

@@ -63,7 +63,8 @@ struct DiskOpener {
         var survives = isMine
         if isMine {
             replayed = try await replay(folder, head, pages)
-            if server.hasRebooted { survives = dropUnsynced(&replayed!, pages) }
+            // After a power loss what no safe point covers may have holes: nobody can go on from it.
+            survives = !server.hasRebooted
         } else {
             // Before the head says that the disk is ours: from then on a journal in this folder would be taken for good.
             try await setAside(folder)
@@ -110,11 +111,10 @@ struct DiskOpener {
             found.droppedAtNs = context.environment.nowNs
             disk.session = found
             disk.openWindow()
-        } else if !disk.active.isEmpty {
+            disk.startCommit()
+        } else {
             disk.rollBack()
         }
-        disk.startCommit()
-        if disk.session == nil { disk.scheduleRelease() }
         return disk
     }
 
@@ -143,14 +143,6 @@ struct DiskOpener {
                 "disk '\(name)': its journal can't be taken up: \(error). Nothing was changed; mend the scratch disk, or give "
                     + "up what only the journal holds with `margined disk release \(name) --force`")
         }
-    }
-
-    /// After a power loss: what no safe point covers may have holes, so nobody can go on from it. Returns whether the session
-    /// may.
-    private func dropUnsynced(_ replayed: inout ReplayedJournal, _ pages: DirtyPages) -> Bool {
-        replayed.active = Layer(pages: pages)
-        replayed.active.lastSequence = replayed.lastSequence
-        return false
     }
 
     /// Someone else had the disk since this journal was written: it must never be replayed. Kept for those who want to look.

@@ -387,19 +387,46 @@ package final class Journal: @unchecked Sendable {
 
     // MARK: Reading back
 
-    /// Reads pages back that lie one behind the other, verified. The segment stays readable while this runs, even if it is
-    /// released meanwhile.
-    func read(_ location: JournalLocation, sums: [UInt32]) async throws(ScratchError) -> [UInt8] {
-        guard let segment = segments[location.segment] else {
-            preconditionFailure("a page in segment \(location.segment) of \(folder), which was released")
+    /// Pages one behind the other in a segment, which stays readable as long as this value lives, released or not.
+    struct Piece: Sendable {
+        let segment: Segment
+        let offset: UInt32
+        /// Of each page.
+        var sums: [UInt32]
+
+        /// Where page `index` of the piece is.
+        func location(_ index: Int) -> JournalLocation {
+            JournalLocation(segment: segment.number, offset: offset + UInt32(index * Geometry.pageBytes))
         }
-        let bytes = try await segment.file.read(count: sums.count * Geometry.pageBytes, at: UInt64(location.offset))
+    }
+
+    /// Groups slots whose pages lie one behind the other; order is kept. Take hold of what is to be read before anything is
+    /// awaited: a commit may release segments meanwhile.
+    func pieces(of slots: [UInt32]) -> [Piece] {
+        var pieces: [Piece] = []
+        for slot in slots {
+            let s = pages[slot]
+            if let last = pieces.last, last.location(last.sums.count) == s.location {
+                pieces[pieces.count - 1].sums.append(s.sum)
+            } else {
+                guard let segment = segments[s.location.segment] else {
+                    preconditionFailure("a page in segment \(s.location.segment) of \(folder), which was released")
+                }
+                pieces.append(Piece(segment: segment, offset: s.location.offset, sums: [s.sum]))
+            }
+        }
+        return pieces
+    }
+
+    /// Reads pages back, verified.
+    func read(_ piece: Piece) async throws(ScratchError) -> [UInt8] {
+        let bytes = try await piece.segment.file.read(count: piece.sums.count * Geometry.pageBytes, at: UInt64(piece.offset))
         let bad = bytes.withUnsafeBytes { p in
-            sums.indices.first { JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != sums[$0] }
+            piece.sums.indices.first { JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != piece.sums[$0] }
         }
         if let bad {
             throw ScratchError.corrupt(
-                "\(segment.path): the page at \(Int(location.offset) + bad * Geometry.pageBytes) is not what was written there")
+                "\(piece.segment.path): the page at \(Int(piece.offset) + bad * Geometry.pageBytes) is not what was written there")
         }
         return bytes
     }

@@ -87,7 +87,12 @@ struct JournalReplay {
                 result.segments.append(segment)
                 continue
             }
-            if cut == nil, let gap = gap(before: header.firstSequence) { cut = "\(path) begins \(gap)" }
+            if let gap = gap(before: header.firstSequence) {
+                cut = cut ?? "\(path) begins \(gap)"
+            } else {
+                // After a torn tail a later start of the daemon went on here, with the next number.
+                cut = nil
+            }
             if cut == nil {
                 cut = try await read(segment)
             } else {

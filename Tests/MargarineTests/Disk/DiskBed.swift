@@ -42,7 +42,6 @@ final class DiskBed: Sendable {
         environment = SystemEnvironment(workers: 2)
         faults = FaultyBucket(store, environment: environment)
         loop = try Loop(name: "bed")
-        loop.start()
         files = BlockFiles(disk: scratch, budgetBytes: 1 << 30, environment: environment)
         let locations = Locations([faults])
         let spawning = loop
@@ -216,7 +215,11 @@ struct TestFailure: Error {
     var error: DeviceError
 }
 
+/// `count` bytes that differ from those of other seeds, and from themselves every 512 bytes.
 func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
-    var random = SeededRandom(seed)
-    return (0..<count).map { i in i % 8 == 0 ? UInt8(truncatingIfNeeded: random.next()) : UInt8(truncatingIfNeeded: seed) }
+    var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: seed | 1), count: count)
+    for at in stride(from: 0, to: count - 8, by: 512) {
+        withUnsafeBytes(of: seed &+ UInt64(at)) { for i in 0..<8 { bytes[at + i] = $0[i] } }
+    }
+    return bytes
 }
