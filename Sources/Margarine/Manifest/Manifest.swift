@@ -34,7 +34,7 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
         /// nil: no block under this leaf has an entry.
         var resident: ManifestCache.Resident?
     }
-    private static let shortcutCount: UInt64 = 16
+    private static let shortcutCount: UInt64 = 64
     private var shortcuts = ContiguousArray(repeating: Shortcut(), count: Int(shortcutCount))
 
     /// The manifest with this root of a disk of this size. `depth` is for a root made when the disk was smaller.
