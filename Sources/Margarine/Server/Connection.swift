@@ -382,7 +382,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     func hold(_ bytes: Int) -> Bool {
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         if over > 0 {
-            guard share.take(over) else { return false }
+            // Who was granted what he waited for does not wait again because something small came beside it.
+            if promised > 0 { share.force(over) } else if !share.take(over) { return false }
             charged += over
         }
         held += bytes

@@ -35,7 +35,7 @@ package struct ConnectionLimits: Sendable {
     package var stallSeconds = 10
     package var stallBytes = 64 << 10
     /// How long the last replies of an ended connection may take to leave.
-    package var lingerMs: UInt64 = 5_000
+    package var lingerMs: UInt64 = 2_000
     /// Buffers that one loop keeps for the next request.
     package var pooledBytesPerLoop = 16 << 20
     /// A TCP peer that is silent for so long is taken for dead.

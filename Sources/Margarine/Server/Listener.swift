@@ -58,6 +58,9 @@ package final class Listener: Sendable {
     /// The connections in their transmission phase, as their loops see them.
     package func sessions() async -> [ConnectionStatus] { await context.sessions() }
 
+    /// Bytes of the common budget that nobody uses; negative while it is overdrawn.
+    package var availableBytes: Int { context.availableBytes }
+
     /// Connections of any kind.
     package var connectionCount: Int { context.connectionCount }
 }
@@ -127,6 +130,8 @@ final class ServerContext: @unchecked Sendable {  // `doors` and `handshakes` ow
 
     var isDraining: Bool { draining.load(ordering: .acquiring) }
     var connectionCount: Int { shared.withLock { $0.connections } }
+
+    var availableBytes: Int { budget.availableBytes }
 
     /// What the connections of `loop` share. On that loop.
     func share(of loop: Loop) -> LoopShare {

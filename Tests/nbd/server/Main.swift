@@ -61,7 +61,7 @@ struct Main {
         for await signal in signals {
             if signal == SIGUSR1 {
                 for session in await listener.sessions() { print(session) }
-                print("connections \(listener.connectionCount)")
+                print("connections \(listener.connectionCount) available \(listener.availableBytes)")
                 fflush(nil)
                 continue
             }
