@@ -19,7 +19,8 @@ struct Disk: ParsableCommand {
               margined disk export work work.img --store file:///srv/disks
             """,
         subcommands: [
-            DiskCreate.self, DiskSet.self, DiskList.self, DiskShow.self, DiskDelete.self, DiskRelease.self,
+            DiskCreate.self, DiskSet.self, DiskList.self, DiskShow.self, DiskResize.self, DiskDelete.self,
+            DiskExport.self, DiskImport.self, DiskRelease.self,
         ])
 }
 

@@ -247,6 +247,62 @@ t_what_cannot_be_done_to_a_disk_is_told() {
   [ ! -e "$dir/x" ] || die "a failed export left a file"
 }
 
+t_an_image_becomes_a_disk_and_an_image_again() {
+  export MARGARINE_STORE=file://$dir/store
+  $python - "$dir/in.img" <<'PYTHON'
+import random, sys
+rng = random.Random(1)
+with open(sys.argv[1], "wb") as f:
+    for at in (0, 5 << 20, 40 << 20):
+        f.seek(at)
+        f.write(rng.randbytes(300_000))
+    f.truncate((64 << 20) + 1000)
+PYTHON
+  m 0 disk import "$dir/in.img" a --durability store --json
+  same "$(json 'd["size"], d["generation"], d["blocks"], d["durability"]')" "($(((64 << 20) + 1024)), 1, 2, 'store')"
+  truncate -s $(((64 << 20) + 1024)) "$dir/in.img"
+  m 0 disk export a "$dir/out.img"
+  same "$out$err" ""
+  cmp "$dir/in.img" "$dir/out.img" || die "another image came out"
+  [ "$(du -k "$dir/out.img" | cut -f1)" -lt 4096 ] || die "the image is not sparse: $(du -k "$dir/out.img")"
+  # Over a file that is longer, to standard output, and by generation.
+  truncate -s 1G "$dir/out.img"
+  m 0 disk export a@1 "$dir/out.img"
+  cmp "$dir/in.img" "$dir/out.img" || die "another image came out over an old file"
+  "$margined" disk export a - | cmp - "$dir/in.img" || die "another image came out of standard output"
+  m 1 disk export a@2 "$dir/no.img"
+  one_line
+  [ ! -e "$dir/no.img" ] || die "a failed export left a file"
+  m 1 disk import "$dir/in.img" a
+  one_line
+  has "$err" "'a'"
+  m 1 disk import "$dir/none.img" b
+  one_line
+  has "$err" "none.img"
+  m 0 disk show a --generations --json
+  same "$(json '[(x["generation"], x["size"], x["blocks"]) for x in d]')" "[(1, $(((64 << 20) + 1024)), 2)]"
+  run 1 bash -c "'$margined' disk export a - >/dev/full"
+  one_line
+}
+
+t_a_disk_grows_and_shrinks() {
+  export MARGARINE_STORE=file://$dir/store
+  head -c 3000000 /dev/urandom >"$dir/in.img"
+  truncate -s 3M "$dir/in.img"
+  m 0 disk import "$dir/in.img" a
+  m 0 disk resize a --size 1G --json
+  same "$(json 'd["size"], d["blocks"]')" "(1073741824, 1)"
+  m 1 disk resize a --size 1M
+  one_line
+  has "$err" "--shrink"
+  m 0 disk resize a --size 1M --shrink --json
+  same "$(json 'd["size"]')" 1048576
+  m 0 disk resize a --size 3M
+  m 0 disk export a "$dir/out.img"
+  truncate -s 1M "$dir/in.img"; truncate -s 3M "$dir/in.img"
+  cmp "$dir/in.img" "$dir/out.img" || die "what was cut off came back"
+}
+
 t_new_disks_follow_the_configuration() {
   printf 'store = "file://%s/store"\n[new-disk]\ndurability = "store"\nresume-window = 0\n' "$dir" >"$dir/m.toml"
   m 0 disk create a --size 1G --config "$dir/m.toml" --resume-window 1s --json

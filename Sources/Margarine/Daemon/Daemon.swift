@@ -180,6 +180,7 @@ public final class Daemon: StatusSource {
         }
         guard let parts else { return }
         await parts.listener.drain(timeoutMs: 10_000)
+        for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
         if !parts.disks.hasDisks { try? await parts.store.forget(server: parts.server.id) }
     }

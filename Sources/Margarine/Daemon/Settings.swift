@@ -66,12 +66,10 @@ public struct Settings: Sendable, Equatable {
     // Commits.
     /// Once a safe point is this old, its commit is under way. Milliseconds.
     public var commitIntervalMs: Int64 = 5000
-    /// Objects written to the store at once by one commit.
-    public var uploads = 8
+    /// Blocks that one disk's commit works on at a time; each takes up to 32 MiB meanwhile.
+    public var uploads = 4
 
     // The store.
-    /// Connections to the store at most (S3).
-    public var storeConnections = 32
     /// How often this server's heartbeat object is written while it owns a disk. Milliseconds.
     public var heartbeatIntervalMs: Int64 = 5000
     /// This server is dead to others when its heartbeat is older than this. Milliseconds.

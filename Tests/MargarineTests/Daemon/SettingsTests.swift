@@ -66,17 +66,18 @@ struct SettingsTests {
         var wanted = running
         wanted.store = "file:///b"
         wanted.loops = 3
-        wanted.commitIntervalMs = 1
         wanted.logLevel = .trace
         wanted.commitIntervalMs = 1000
         wanted.memoryCacheBytes = 1 << 30
+        wanted.uploads = 7
         #expect(
             Set(wanted.differences(from: running).map(\.name)) == [
-                "store", "loops", "commit-interval", "log-level", "memory-cache",
+                "store", "loops", "commit-interval", "log-level", "memory-cache", "uploads",
             ])
         let next = wanted.keepingFixed(of: running)
         #expect(next.store == "file:///a" && next.loops == 0)
-        #expect(next.commitIntervalMs == 1000 && next.logLevel == .trace && next.memoryCacheBytes == 1 << 30)
+        #expect(next.memoryCacheBytes == Settings().memoryCacheBytes)
+        #expect(next.commitIntervalMs == 1000 && next.logLevel == .trace && next.uploads == 7)
     }
 
     @Test func namesThatAreNearAreSuggested() {
