@@ -271,9 +271,14 @@ public final class BlockLoader: Sendable {
         let results = await withTaskGroup(of: (Int, Result<FetchedLayer, StoreError>).self) { group in
             for index in missing {
                 group.addTask {
+                    // In two steps: Swift 6.3 with -O loses what stands before a `try await` in a tuple here.
+                    let layer: Result<FetchedLayer, StoreError>
                     do throws(StoreError) {
-                        return (index, .success(try await self.fetch(layers[index], index, slice, fresh: isFresh[index])))
-                    } catch { return (index, .failure(error)) }
+                        layer = .success(try await self.fetch(layers[index], index, slice, fresh: isFresh[index]))
+                    } catch {
+                        layer = .failure(error)
+                    }
+                    return (index, layer)
                 }
             }
             var results: [(Int, Result<FetchedLayer, StoreError>)] = []

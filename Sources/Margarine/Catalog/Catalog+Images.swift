@@ -64,11 +64,14 @@ extension Catalog {
                         }
                         let number = begun
                         group.addTask {
+                            // In two steps: Swift 6.3 with -O loses what stands before a `try await` in a tuple here.
+                            let bytes: Result<[UInt8], StoreError>
                             do throws(StoreError) {
-                                return (number, block.value, .success(try await readBlock(entry, from: buckets, environment: environment)))
+                                bytes = .success(try await readBlock(entry, from: buckets, environment: environment))
                             } catch {
-                                return (number, block.value, .failure(error))
+                                bytes = .failure(error)
                             }
+                            return (number, block.value, bytes)
                         }
                         begun += 1
                         next = BlockIndex(block.value + 1)
@@ -164,11 +167,14 @@ extension Catalog {
                         progress(min(block * blockBytes, image.sizeBytes), image.sizeBytes)
                         underWay += 1
                         group.addTask {
+                            // In two steps: see `copy`.
+                            let ref: Result<BaseRef?, CatalogError>
                             do throws(CatalogError) {
-                                return (block, .success(try await storeBlock(of: image, block)))
+                                ref = .success(try await storeBlock(of: image, block))
                             } catch {
-                                return (block, .failure(error))
+                                ref = .failure(error)
                             }
+                            return (block, ref)
                         }
                     }
                     guard let done = await group.next() else { return .success((edit, storedBytes)) }
