@@ -60,7 +60,7 @@ extension Catalog {
         head.advance(
             to: GenerationRecord(
                 diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .resized,
-                committedAtMs: store.environment.wallMs, journalSequence: 0,
+                committedAtMs: store.environment.wallMs, journalSequence: record.journalSequence,
                 newBytes: new.bytesWritten + UInt64(tail?.entry?.base?.lengthBytes ?? 0), manifest: new))
     }
 
