@@ -352,7 +352,7 @@ public final class DirectoryBucket: Bucket {
         let code = errno
         let kind: StoreError.Kind =
             switch code {
-            case EACCES, EPERM, EROFS, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP, EINVAL, EOPNOTSUPP, ENOENT: .refused
+            case EACCES, EPERM, EROFS, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP, EINVAL, EOPNOTSUPP, ENOENT, EXDEV: .refused
             default: .unavailable
             }
         return StoreError(kind, "\(name): cannot \(verb) \(what): \(text(code))")

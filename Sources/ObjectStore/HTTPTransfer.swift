@@ -15,6 +15,7 @@ final class Transfer: @unchecked Sendable {
     private var sentBytes = 0
     private var maxBodyBytes = 0
     private var isTooLong = false
+    private static let maxErrorBytes = 65_536
     private var headerList: UnsafeMutablePointer<curl_slist>?
     private var errorText = UnsafeMutablePointer<CChar>.allocate(capacity: Int(CURL_ERROR_SIZE))
 
@@ -41,7 +42,8 @@ final class Transfer: @unchecked Sendable {
         curl.set(CURLOPT_NOSIGNAL, 1)
         curl.set(CURLOPT_TCP_KEEPALIVE, 1)
         curl.set(CURLOPT_CONNECTTIMEOUT_MS, settings.connectTimeoutMs)
-        curl.set(CURLOPT_TIMEOUT_MS, settings.totalTimeoutMs)
+        let bytes = request.body.count + request.expectedBytes
+        curl.set(CURLOPT_TIMEOUT_MS, settings.totalTimeoutMs + bytes / max(1, settings.slowestBytesPerSecond / 1000))
         curl.set(CURLOPT_LOW_SPEED_LIMIT, 1)
         curl.set(CURLOPT_LOW_SPEED_TIME, settings.stallTimeoutSeconds)
         curl.set(CURLOPT_USERAGENT, "margarine")
@@ -129,6 +131,12 @@ final class Transfer: @unchecked Sendable {
     private static let writeBody: mg_curl_data = { buffer, size, count, context in
         let transfer = of(context)
         let step = size * count
+        if transfer.response.status >= 300 {
+            // An error: the beginning says what it is, and there is no need of more.
+            let room = max(0, Transfer.maxErrorBytes - transfer.response.body.count)
+            transfer.response.body.append(contentsOf: UnsafeRawBufferPointer(start: buffer, count: min(step, room)))
+            return step
+        }
         if transfer.response.body.isEmpty { transfer.makeRoom() }
         guard step <= transfer.maxBodyBytes - transfer.response.body.count else {
             transfer.isTooLong = true

@@ -18,10 +18,12 @@ public struct TransportSettings: Sendable, Equatable {
     public var connectTimeoutMs = 5_000
     /// A transfer that moves nothing for so long is given up.
     public var stallTimeoutSeconds = 30
-    /// What one request may last in all, without the wait for a connection.
-    public var totalTimeoutMs = 120_000
+    /// What one request may last in all, without the wait for a connection, and without its bytes ...
+    public var totalTimeoutMs = 60_000
+    /// ... for which it has the time that they take at this speed.
+    public var slowestBytesPerSecond = 64 << 10
     /// A longer body is refused before it fills the memory.
-    public var maxBodyBytes = 256 << 20
+    public var maxBodyBytes = 64 << 20
 
     public init() {}
 }
@@ -141,7 +143,7 @@ private final class CurlWorker: @unchecked Sendable {
         curl_multi_wakeup(multi)
     }
 
-    /// Ends the thread; nothing is running any more, for whoever waits keeps the transport.
+    /// Ends the thread. Nothing should be running any more, for whoever waits keeps the transport.
     func stop() {
         mailbox.withLock { $0.isStopping = true }
         curl_multi_wakeup(multi)
@@ -156,8 +158,11 @@ private final class CurlWorker: @unchecked Sendable {
                 }
                 return (mailbox.arrived, mailbox.cancelled, mailbox.isStopping)
             }
-            if isStopping { return }
             waiting += arrived
+            if isStopping {
+                for transfer in [Transfer](running.values) + waiting[waitingHead...] { abort(transfer) }
+                return
+            }
             for transfer in cancelled { abort(transfer) }
             startWaiting()
             var count: Int32 = 0
