@@ -56,7 +56,10 @@ public final class SliceCache: Sendable {
     private let waiting = Atomic<Int>(0)
 
     /// Room for `budgetBytes` of slices, at least one.
-    public init(budgetBytes: UInt64) {
+    public convenience init(budgetBytes: UInt64) { self.init(budgetBytes: budgetBytes, usePeriod: nil) }
+
+    /// `usePeriod` overrides the shards' own, for comparing.
+    init(budgetBytes: UInt64, usePeriod: UInt32?) {
         frameCount = max(1, Int(min(budgetBytes, 1 << 44)) / Geometry.sliceBytes)
         // A shard of less than 64 frames would fill up unevenly.
         var count = 1
@@ -74,7 +77,7 @@ public final class SliceCache: Sendable {
         shards = .allocate(capacity: count)
         for i in 0..<count {
             let range = UInt32(frameCount * i / count)..<UInt32(frameCount * (i + 1) / count)
-            (shards + i).initialize(to: SliceShard(frames: frames, range: range))
+            (shards + i).initialize(to: SliceShard(frames: frames, range: range, usePeriod: usePeriod))
         }
         for i in frameCount...frameCount + Self.maxOverflowFrames { (frames + i).initialize(to: Frame()) }
         overflow = Mutex(Overflow(free: [UInt32](UInt32(frameCount)..<UInt32(frameCount + Self.maxOverflowFrames))))

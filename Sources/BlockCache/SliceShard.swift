@@ -85,13 +85,13 @@ struct SliceShard: ~Copyable {
     }
 
     /// `frames` is the array of all frames; this shard has those of `range`.
-    init(frames: UnsafeMutablePointer<Frame>, range: Range<UInt32>) {
+    init(frames: UnsafeMutablePointer<Frame>, range: Range<UInt32>, usePeriod: UInt32?) {
         precondition(!range.isEmpty)
         self.frames = frames
         firstFrame = range.lowerBound
         frameCount = UInt32(range.count)
         smallTarget = max(1, frameCount / 10)
-        usePeriod = max(1, smallTarget / 4)
+        self.usePeriod = usePeriod ?? max(1, smallTarget / 4)
         var slots = 4
         while slots < range.count * 2 { slots *= 2 }
         index = .allocate(capacity: slots)

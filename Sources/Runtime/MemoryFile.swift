@@ -66,7 +66,7 @@ final class MemoryInode: @unchecked Sendable {  // guarded by the mutex of its d
         if size < image.count {
             image.removeLast(image.count - size)
         } else {
-            image.append(contentsOf: repeatElement(0, count: size - image.count))
+            image += [UInt8](repeating: 0, count: size - image.count)
         }
     }
 }

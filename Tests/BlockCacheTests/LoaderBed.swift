@@ -57,7 +57,7 @@ final class StoreGate: Sendable {
     func open() { isOpen.withLock { $0 = true } }
     func passOrCancel() async {
         count.withLock { $0 += 1 }
-        while !Task.isCancelled, !isOpen.withLock({ $0 }) { await Task.yield() }
+        while !Task.isCancelled, !isOpen.withLock({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
     }
 }
 
@@ -73,7 +73,7 @@ final class Spawner: Sendable {
             }
         }
     }
-    func idle() async { while running.withLock({ $0 }) > 0 { await Task.yield() } }
+    func idle() async { while running.withLock({ $0 }) > 0 { try? await Task.sleep(for: .milliseconds(1)) } }
 }
 
 final class LoaderBed: Sendable {
