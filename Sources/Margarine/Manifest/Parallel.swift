@@ -10,6 +10,11 @@ func inParallel<Item: Sendable, Result: Sendable, Failure: Error>(
     @Sendable func run(_ item: Item) async -> Outcome {
         do throws(Failure) { return .success(try await body(item)) } catch { return .failure(error) }
     }
+    // In two steps: Swift 6.3 with -O loses what stands before an `await` in some tuples.
+    @Sendable func numbered(_ index: Int) async -> (Int, Outcome) {
+        let outcome = await run(items[index])
+        return (index, outcome)
+    }
     if items.count == 1 { return [try await body(items[0])] }
     var results: [Result?] = Array(repeating: nil, count: items.count)
     let failure: Failure? = await withTaskGroup(of: (Int, Outcome).self) { group in
@@ -17,7 +22,7 @@ func inParallel<Item: Sendable, Result: Sendable, Failure: Error>(
         var failure: Failure?
         while begun < min(limit, items.count) {
             let index = begun
-            group.addTask { (index, await run(items[index])) }
+            group.addTask { await numbered(index) }
             begun += 1
         }
         for await (index, outcome) in group {
@@ -27,7 +32,7 @@ func inParallel<Item: Sendable, Result: Sendable, Failure: Error>(
             }
             if failure == nil, begun < items.count {
                 let index = begun
-                group.addTask { (index, await run(items[index])) }
+                group.addTask { await numbered(index) }
                 begun += 1
             }
         }
