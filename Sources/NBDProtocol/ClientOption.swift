@@ -37,7 +37,9 @@ package struct InfoQuery: Sendable, Equatable {
     package var wantsDescription = false
     package var wantsBlockSize = false
 
-    package init(exportName: String, wantsName: Bool = false, wantsDescription: Bool = false, wantsBlockSize: Bool = false) {
+    package init(
+        exportName: String, wantsName: Bool = false, wantsDescription: Bool = false, wantsBlockSize: Bool = false
+    ) {
         self.exportName = exportName
         self.wantsName = wantsName
         self.wantsDescription = wantsDescription

@@ -56,7 +56,8 @@ package enum Reply {
     }
 
     /// NBD_REPLY_TYPE_ERROR with a message; `errorBytes` tells the room it takes. The only error chunk of its reply.
-    package static func error(_ to: UnsafeMutableRawPointer, cookie: UInt64, code: NBD.ErrorCode, message: StaticString) {
+    package static func error(_ to: UnsafeMutableRawPointer, cookie: UInt64, code: NBD.ErrorCode, message: StaticString)
+    {
         let textBytes = message.utf8CodeUnitCount
         chunk(to, cookie: cookie, type: NBD.ChunkType.error, isLast: true, payloadBytes: UInt32(6 + textBytes))
         to.putWire(code.rawValue, at: 20)

@@ -29,7 +29,9 @@ import Testing
 
     @Test func onlyWritesHaveAPayload() {
         #expect(request(1, length: 77).payloadBytes == 77)
-        for type in [0, 2, 3, 4, 5, 6, 7, 8, 9, 0xffff] as [UInt16] { #expect(request(type, length: 77).payloadBytes == 0) }
+        for type in [0, 2, 3, 4, 5, 6, 7, 8, 9, 0xffff] as [UInt16] {
+            #expect(request(type, length: 77).payloadBytes == 0)
+        }
     }
 
     @Test func unknownCommandsAreEINVAL() {
@@ -71,7 +73,9 @@ import Testing
             #expect(readOnly.judge(request(type)) == .refuse(.permission))
             #expect(readOnly.judge(request(type, offset: Self.size)) == .refuse(.permission))
         }
-        for type in [0, 5, 7] as [UInt16] { #expect(readOnly.judge(request(type)) == .accept(NBD.Command(rawValue: type)!)) }
+        for type in [0, 5, 7] as [UInt16] {
+            #expect(readOnly.judge(request(type)) == .accept(NBD.Command(rawValue: type)!))
+        }
         #expect(readOnly.judge(request(3, length: 0)) == .accept(.flush))
     }
 
@@ -136,7 +140,8 @@ import Testing
 
     @Test func structuredReplies() {
         #expect(
-            stored(Reply.chunkBytes) { Reply.none($0, cookie: 7) } == hex("668e33ef 0001 0000 0000000000000007 00000000"))
+            stored(Reply.chunkBytes) { Reply.none($0, cookie: 7) }
+                == hex("668e33ef 0001 0000 0000000000000007 00000000"))
         #expect(
             stored(Reply.dataBytes) { Reply.data($0, cookie: 7, offset: 0x1000, lengthBytes: 512, isLast: false) }
                 == hex("668e33ef 0000 0001 0000000000000007 00000208 0000000000001000"))

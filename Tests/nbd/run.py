@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Holds an NBD server against the protocol document, and against clients that break it.
 
+    run.py                                       nbdbench-server, then a daemon ($MARGINED or the build's) with a new disk
     run.py [options] HOST:PORT|/SOCKET...        a running server
     run.py [options] --server COMMAND...         starts COMMAND; its first line must be `ready ADDRESS...`
 
@@ -13,9 +14,11 @@
 
 Each test is named after the one behaviour that it shows, and runs on each address. Exit status 0 if all passed."""
 import argparse
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 
@@ -108,7 +111,36 @@ def exports(address):
     return {data[4:4 + int.from_bytes(data[:4], "big")] for _, data in replies}
 
 
+def standard():
+    """What CI runs: the server on memory, with all its peculiar exports, then the daemon on a directory store."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    build = os.path.join(root, ".build", "release")
+    if not os.path.exists(os.path.join(build, "nbdbench-server")):
+        build = os.path.join(root, ".build", "debug")
+    margined = os.environ.get("MARGINED") or os.path.join(build, "margined")
+    status = 0
+    with tempfile.TemporaryDirectory() as folder:
+        own = [sys.executable, os.path.abspath(__file__), "--slow"]
+        print("nbdbench-server:", flush=True)
+        status |= subprocess.call(own + [
+            "--export", "mem", "--readonly", "ro", "--handshake-timeout", "2", "--server",
+            os.path.join(build, "nbdbench-server"), "--listen", "127.0.0.1:0", "--unix", folder + "/memory.sock", "--limit",
+            "handshakeTimeoutMs=2000"])
+        print("margined:", flush=True)
+        store = "file://%s/store" % folder
+        os.mkdir(folder + "/store")
+        subprocess.check_call([margined, "disk", "create", "nbd", "--size", "1G", "--store", store], stdout=2)
+        shown = subprocess.check_output([margined, "disk", "show", "nbd", "--json", "--store", store])
+        status |= subprocess.call(own + [
+            "--export", "nbd", "--readonly", "nbd@%d" % json.loads(shown)["generation"], "--server", margined, "serve",
+            "--store", store, "--scratch", folder + "/scratch", "--listen", "127.0.0.1:0", "--unix",
+            folder + "/margined.sock"])
+    sys.exit(1 if status else 0)
+
+
 def main():
+    if len(sys.argv) == 1:
+        standard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("addresses", nargs="*")
     parser.add_argument("--server", nargs=argparse.REMAINDER)

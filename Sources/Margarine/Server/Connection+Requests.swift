@@ -77,7 +77,9 @@ extension Connection {
     }
 
     @inline(__always)
-    private func putDataHeader(_ at: UnsafeMutableRawPointer, cookie: UInt64, offset: UInt64, _ length: Int, isLast: Bool) {
+    private func putDataHeader(
+        _ at: UnsafeMutableRawPointer, cookie: UInt64, offset: UInt64, _ length: Int, isLast: Bool
+    ) {
         if rules.structuredReplies {
             Reply.data(at, cookie: cookie, offset: offset, lengthBytes: UInt32(length), isLast: isLast)
         } else {
@@ -115,18 +117,22 @@ extension Connection {
             // A piece ends at a multiple of its size in the export, so that holes lie where the client's own blocks do.
             let isHole = isZeroPiece(buffer, at, length, offset)
             var end = pieceEnd(at, length, offset)
-            while end < length, isZeroPiece(buffer, end, length, offset) == isHole { end = pieceEnd(end, length, offset) }
+            while end < length, isZeroPiece(buffer, end, length, offset) == isHole {
+                end = pieceEnd(end, length, offset)
+            }
             let isLast = end == length
             if isHole {
                 Reply.hole(
-                    reserve(Reply.holeBytes), cookie: cookie, offset: offset + UInt64(at), lengthBytes: UInt32(end - at),
+                    reserve(Reply.holeBytes), cookie: cookie, offset: offset + UInt64(at),
+                    lengthBytes: UInt32(end - at),
                     isLast: isLast)
                 send.pointee.commit(Reply.holeBytes)
             } else {
                 putDataHeader(
                     reserve(Reply.dataBytes), cookie: cookie, offset: offset + UInt64(at), end - at, isLast: isLast)
                 send.pointee.commit(Reply.dataBytes)
-                send.pointee.append(buffer + at, end - at, owned: isLast ? buffer : nil, bufferBytes: isLast ? length : 0)
+                send.pointee.append(
+                    buffer + at, end - at, owned: isLast ? buffer : nil, bufferBytes: isLast ? length : 0)
                 isOwned = isLast
             }
             at = end
@@ -163,7 +169,8 @@ extension Connection {
         let length = Int(header.lengthBytes)
         let isFUA = header.commandFlags.contains(.fua)
         let answer =
-            isFUA ? Inline.later : device.tryWrite(offset: header.offset, lengthBytes: length, from: bytes, client: self)
+            isFUA
+            ? Inline.later : device.tryWrite(offset: header.offset, lengthBytes: length, from: bytes, client: self)
         switch answer {
         case .done:
             taken(header, length)
@@ -184,7 +191,8 @@ extension Connection {
         let length = Int(header.lengthBytes)
         let isFUA = header.commandFlags.contains(.fua)
         let answer =
-            isFUA ? Inline.later : device.tryWrite(offset: header.offset, lengthBytes: length, from: buffer, client: self)
+            isFUA
+            ? Inline.later : device.tryWrite(offset: header.offset, lengthBytes: length, from: buffer, client: self)
         switch answer {
         case .done:
             release(buffer, length)

@@ -190,7 +190,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
         var left = left
         if left > 0 {
             let room = loop.receiveBuffer
-            switch Sockets.receive(socket.raw, into: UnsafeMutableRawBufferPointer(rebasing: room[..<min(left, room.count)])) {
+            switch Sockets.receive(
+                socket.raw, into: UnsafeMutableRawBufferPointer(rebasing: room[..<min(left, room.count)]))
+            {
             case .bytes(let count): left -= count
             case .wouldBlock: return false
             case .closed, .failed:
@@ -252,7 +254,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private func handle(_ code: UInt32, _ option: ClientOption) {
         step = .optionHeader
         if server.isDraining, option != .abort {
-            if case .exportName = option { close("draining") } else {
+            if case .exportName = option {
+                close("draining")
+            } else {
                 output.error(code, .errorShutdown, "the server is shutting down")
             }
             return
@@ -270,11 +274,21 @@ final class Handshake: EventHandler, @unchecked Sendable {
             structuredReplies = true
             output.ack(code)
         case .list:
-            ask { (provider) async throws(AttachError) in try await provider.list() } then: { this, result in this.answerList(result) }
+            ask { (provider) async throws(AttachError) in
+                try await provider.list()
+            } then: { this, result in
+                this.answerList(result)
+            }
         case .info(let query):
-            ask { (provider) async throws(AttachError) in try await provider.describe(query.exportName) } then: { this, result in this.answerInfo(query, result) }
+            ask { (provider) async throws(AttachError) in
+                try await provider.describe(query.exportName)
+            } then: { this, result in
+                this.answerInfo(query, result)
+            }
         case .listMetaContext(let query):
-            ask { (provider) async throws(AttachError) in try await provider.describe(query.exportName) } then: { this, result in
+            ask { (provider) async throws(AttachError) in
+                try await provider.describe(query.exportName)
+            } then: { this, result in
                 this.answerContexts(code, query, result)
             }
         case .setMetaContext(let query):
@@ -284,7 +298,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
                 output.error(code, .errorInvalid, "negotiate NBD_OPT_STRUCTURED_REPLY first")
                 return
             }
-            ask { (provider) async throws(AttachError) in try await provider.describe(query.exportName) } then: { this, result in
+            ask { (provider) async throws(AttachError) in
+                try await provider.describe(query.exportName)
+            } then: { this, result in
                 this.answerContexts(code, query, result)
             }
         case .exportName(let name):
@@ -303,7 +319,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
         let provider = server.provider
         loop.run { [self] in
             let result: Result<T, AttachError>
-            do throws(AttachError) { result = .success(try await question(provider)) } catch { result = .failure(error) }
+            do throws(AttachError) { result = .success(try await question(provider)) } catch {
+                result = .failure(error)
+            }
             guard isAsking else { return }
             step = .optionHeader
             answer(self, result)

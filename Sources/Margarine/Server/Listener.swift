@@ -78,8 +78,9 @@ final class Door: EventHandler, @unchecked Sendable {
     func ready(_ events: Events) { context.accept(self) }
 }
 
-/// What the listener, its handshakes and its connections share.
-final class ServerContext: @unchecked Sendable {  // `doors` and `handshakes` owned by `loop`, the rest immutable or locked
+/// What the listener, its handshakes and its connections share. `doors` and `handshakes` are owned by `loop`; the rest is
+/// immutable or locked.
+final class ServerContext: @unchecked Sendable {
     let provider: any ExportProvider
     let loop: Loop
     let limits: ConnectionLimits
@@ -257,7 +258,9 @@ final class ServerContext: @unchecked Sendable {  // `doors` and `handshakes` ow
     /// Those who were not done in time. What they still have at their device does not hold up the end.
     private func cutAll() {
         for share in allShares() {
-            share.loop.post { for connection in Array(share.connections.values) { connection.end("not drained in time") } }
+            share.loop.post {
+                for connection in Array(share.connections.values) { connection.end("not drained in time") }
+            }
         }
         let waiting = shared.withLock { shared in
             defer { shared.waitingForNone = [] }

@@ -40,8 +40,10 @@ final class MemoryDevice: BlockDevice, @unchecked Sendable {
     private static let pieceBytes: UInt64 = 64 << 10
 
     /// With `memoryBytes` below the size, what lies above it reads as zeroes and forgets its writes.
-    init(sizeBytes: UInt64, memoryBytes: UInt64? = nil, isReadOnly: Bool = false, loop: Loop, behaviour: Behaviour = Behaviour())
-    {
+    init(
+        sizeBytes: UInt64, memoryBytes: UInt64? = nil, isReadOnly: Bool = false, loop: Loop,
+        behaviour: Behaviour = Behaviour()
+    ) {
         self.sizeBytes = sizeBytes
         self.isReadOnly = isReadOnly
         self.loop = loop
@@ -49,7 +51,9 @@ final class MemoryDevice: BlockDevice, @unchecked Sendable {
         self.memoryBytes = memoryBytes ?? sizeBytes
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         let mapped = mmap(nil, Int(self.memoryBytes), PROT_READ | PROT_WRITE, flags, -1, 0)
-        guard let mapped, mapped != MAP_FAILED else { fatalError("no memory for a device of \(self.memoryBytes) bytes") }
+        guard let mapped, mapped != MAP_FAILED else {
+            fatalError("no memory for a device of \(self.memoryBytes) bytes")
+        }
         memory = mapped
         isWritten = Array(repeating: false, count: Int((self.memoryBytes + Self.pieceBytes - 1) / Self.pieceBytes))
     }
@@ -57,7 +61,8 @@ final class MemoryDevice: BlockDevice, @unchecked Sendable {
     // MARK: Inline
 
     private func answersNow(_ offset: UInt64) -> Bool {
-        behaviour.answersInline && offset < behaviour.slowFrom && offset != behaviour.stuckAt && offset != behaviour.failsAt
+        behaviour.answersInline && offset < behaviour.slowFrom && offset != behaviour.stuckAt
+            && offset != behaviour.failsAt
             && offset != behaviour.disconnectsAt
     }
 
@@ -148,7 +153,9 @@ final class MemoryDevice: BlockDevice, @unchecked Sendable {
         guard offset < memoryBytes else { return }
         let inside = min(length, memoryBytes - offset)
         (memory + Int(offset)).copyMemory(from: buffer, byteCount: Int(inside))
-        for piece in (offset / Self.pieceBytes)...((offset + inside - 1) / Self.pieceBytes) { isWritten[Int(piece)] = true }
+        for piece in (offset / Self.pieceBytes)...((offset + inside - 1) / Self.pieceBytes) {
+            isWritten[Int(piece)] = true
+        }
     }
 
     private func zero(_ offset: UInt64, _ length: UInt64) {

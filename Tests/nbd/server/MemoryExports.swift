@@ -25,7 +25,8 @@ final class MemoryExports: ExportProvider {
         self.environment = environment
         var made: [Export] = []
         func add(
-            _ name: String, _ description: String, size: UInt64 = sizeBytes, memory: UInt64? = nil, readOnly: Bool = false,
+            _ name: String, _ description: String, size: UInt64 = sizeBytes, memory: UInt64? = nil,
+            readOnly: Bool = false,
             lapsed: Bool = false, attachNs: UInt64 = 0, _ behaviour: Behaviour = Behaviour()
         ) {
             let loop = loops[made.count % loops.count]
