@@ -95,7 +95,9 @@ struct BaseHeader: Sendable, Equatable {
             }
             slices.append(slice)
         }
-        guard objectLengthBytes == end else { throw .corrupt("base object of \(objectLengthBytes) bytes ends at \(end)") }
+        guard objectLengthBytes == end else {
+            throw .corrupt("base object of \(objectLengthBytes) bytes ends at \(end)")
+        }
     }
 
     init(id: ObjectID, slices: [StoredSlice], objectLengthBytes: UInt64) {
@@ -115,7 +117,9 @@ struct BaseHeader: Sendable, Equatable {
     }
 
     /// Unpacks slice `index` out of its stored bytes into a frame.
-    func unpack(_ index: SliceIndex, stored: UnsafeRawBufferPointer, into frame: UnsafeMutableRawPointer) throws(FormatError) {
+    func unpack(_ index: SliceIndex, stored: UnsafeRawBufferPointer, into frame: UnsafeMutableRawPointer)
+        throws(FormatError)
+    {
         let record = slices[index.value]
         guard stored.count == Int(record.lengthBytes) else { throw .corrupt("slice \(index.value) is cut short") }
         if record.codec != .zero, checksum(stored) != record.checksum {

@@ -59,7 +59,8 @@ public struct DeltaRef: Hashable, Sendable {
     /// Bit i: after it the whole of slice i is zeroes. A subset of `touchedSlices`.
     public var zeroedSlices: UInt32
     public init(
-        id: ObjectID, location: UInt8, offsetBytes: UInt32, lengthBytes: UInt32, touchedSlices: UInt32, zeroedSlices: UInt32
+        id: ObjectID, location: UInt8, offsetBytes: UInt32, lengthBytes: UInt32, touchedSlices: UInt32,
+        zeroedSlices: UInt32
     ) {
         self.id = id
         self.location = location

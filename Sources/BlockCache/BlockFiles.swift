@@ -38,6 +38,7 @@ public final class BlockFiles: Sendable {
     private static let pauseNs: UInt64 = 10_000_000_000
     private static let pieceBytes = 1 << 20
 
+    let budgetBytes: UInt64
     private let disk: any ScratchDisk
     private let environment: any Environment
     private let folder: String
@@ -55,6 +56,7 @@ public final class BlockFiles: Sendable {
 
     /// A cache of at most `budgetBytes` in `folder` of `disk`; 0 switches it off. Call `start` before anything else.
     public init(disk: any ScratchDisk, budgetBytes: UInt64, environment: any Environment, folder: String = "blocks") {
+        self.budgetBytes = budgetBytes
         self.disk = disk
         self.environment = environment
         self.folder = folder
@@ -110,7 +112,7 @@ public final class BlockFiles: Sendable {
     /// Whether a write has a chance now.
     var takesWrites: Bool {
         let now = environment.nowNs
-        return state.withLock { $0.snapshot.budgetBytes > 0 && now >= $0.pausedUntilNs }
+        return budgetBytes > 0 && state.withLock { now >= $0.pausedUntilNs }
     }
 
     /// Which bytes of the object are here.
@@ -151,7 +153,9 @@ public final class BlockFiles: Sendable {
     private func reopen(_ entry: BlockFile, _ path: String) async throws(ScratchError) -> any ScratchFile {
         let disk = disk
         let opened = await environment.offload { () -> Result<any ScratchFile, ScratchError> in
-            do throws(ScratchError) { return .success(try disk.open(path, create: false)) } catch { return .failure(error) }
+            do throws(ScratchError) { return .success(try disk.open(path, create: false)) } catch {
+                return .failure(error)
+            }
         }
         let file = try opened.get()
         keepOpen(entry, file)
@@ -169,7 +173,9 @@ public final class BlockFiles: Sendable {
                 state.openOrder.push(entry)
                 state.openCount += 1
             }
-            guard state.openCount > Self.maxOpen, let oldest = state.openOrder.pop({ $0.isInOpenOrder }) else { return nil }
+            guard state.openCount > Self.maxOpen, let oldest = state.openOrder.pop({ $0.isInOpenOrder }) else {
+                return nil
+            }
             state.openCount -= 1
             oldest.isInOpenOrder = false
             defer { oldest.file = nil }
@@ -184,10 +190,10 @@ public final class BlockFiles: Sendable {
     func write(_ id: ObjectID, at offset: UInt64, _ bytes: ByteView, total: UInt64?) async {
         let range = offset..<offset + UInt64(bytes.count)
         let now = environment.nowNs
-        let plan = state.withLock { state -> (entry: BlockFile, open: (any ScratchFile)?, path: String, evicted: [BlockFile])? in
-            let budget = state.snapshot.budgetBytes
-            guard budget > 0 else { return nil }
-            guard now >= state.pausedUntilNs, max(total ?? 0, UInt64(range.count)) <= budget else {
+        let plan = state.withLock {
+            state -> (entry: BlockFile, open: (any ScratchFile)?, path: String, evicted: [BlockFile])? in
+            guard budgetBytes > 0 else { return nil }
+            guard now >= state.pausedUntilNs, max(total ?? 0, UInt64(range.count)) <= budgetBytes else {
                 state.snapshot.bypasses += 1
                 return nil
             }
@@ -360,15 +366,16 @@ public final class BlockFiles: Sendable {
 
     /// Evicts until `bytes` more fit; nil when they cannot.
     private func evict(_ state: inout State, toFit bytes: UInt64, keeping keep: BlockFile?) -> [BlockFile]? {
-        let budget = state.snapshot.budgetBytes
-        if bytes + (keep?.chargedBytes ?? 0) > budget { return nil }
+        if bytes + (keep?.chargedBytes ?? 0) > budgetBytes { return nil }
         var evicted: [BlockFile] = []
-        while state.queues.bytes + bytes > budget, let file = evictOne(&state, keeping: keep) { evicted.append(file) }
+        while state.queues.bytes + bytes > budgetBytes, let file = evictOne(&state, keeping: keep) {
+            evicted.append(file)
+        }
         return evicted
     }
 
     private func evictOne(_ state: inout State, keeping keep: BlockFile?) -> BlockFile? {
-        guard let file = state.queues.evict(keeping: keep, budgetBytes: state.snapshot.budgetBytes) else { return nil }
+        guard let file = state.queues.evict(keeping: keep, budgetBytes: budgetBytes) else { return nil }
         state.snapshot.evictions += 1
         forget(&state, file)
         return file

@@ -49,10 +49,13 @@ extension BlockLoader {
         }
         guard object.bytes.count == layer.extent.count else {
             return problem(
-                .corrupt, "block object \(layer.id) has \(object.totalLengthBytes) bytes, its manifest needs \(layer.extent.upperBound)")
+                .corrupt,
+                "block object \(layer.id) has \(object.totalLengthBytes) bytes, its manifest needs \(layer.extent.upperBound)"
+            )
         }
         if let total = layer.totalBytes, total != object.totalLengthBytes {
-            return problem(.corrupt, "block object \(layer.id) has \(object.totalLengthBytes) bytes, its manifest says \(total)")
+            return problem(
+                .corrupt, "block object \(layer.id) has \(object.totalLengthBytes) bytes, its manifest says \(total)")
         }
         let bytes = ByteView(object.bytes)
         return await environment.offload { checkWhole(layer, bytes) }
@@ -77,7 +80,8 @@ private func checkWhole(_ layer: Layer, _ bytes: ByteView) -> [BlockProblem] {
         let slice = SliceIndex(index)
         let range = header.storedRange(slice)
         if range.isEmpty { continue }
-        let part = LayerPart(header: header, bytes: bytes.part(Int(range.lowerBound)..<Int(range.upperBound)), fromScratch: false)
+        let part = LayerPart(
+            header: header, bytes: bytes.part(Int(range.lowerBound)..<Int(range.upperBound)), fromScratch: false)
         if let found = applyLayers([part], over: nil, slice, into: Lent(pointer: frame)) {
             problems.append(problem(slice, found.error))
         }

@@ -216,7 +216,11 @@ public final class BlockLoader: Sendable {
             parts[problem.index] = nil
             isFresh[problem.index] = true
             state.withLock {
-                if problem.fromScratch { $0.snapshot.scratchCorruptions += 1 } else { $0.snapshot.storeCorruptions += 1 }
+                if problem.fromScratch {
+                    $0.snapshot.scratchCorruptions += 1
+                } else {
+                    $0.snapshot.storeCorruptions += 1
+                }
             }
             if !problem.fromScratch { storeFailures[problem.index] += 1 }
             if storeFailures[problem.index] == 2 { throw bad(layer, slice, problem.error) }
@@ -318,7 +322,8 @@ public final class BlockLoader: Sendable {
             header = known
         } else {
             let range = layer.extent.lowerBound..<layer.extent.lowerBound + layer.frontBytes(wanting: slice)
-            let fetched = try await reader.read(layer.id, at: layer.location, range, total: layer.totalBytes, fresh: fresh)
+            let fetched = try await reader.read(
+                layer.id, at: layer.location, range, total: layer.totalBytes, fresh: fresh)
             fromScratch = fetched.fromScratch
             do throws(FormatError) {
                 header = try fetched.bytes.withBytes { (bytes) throws(FormatError) in try layer.decodeHeader(bytes) }

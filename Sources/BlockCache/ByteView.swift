@@ -70,7 +70,9 @@ final class ByteStorage: @unchecked Sendable {  // written by its maker only, be
 
 extension UnsafeMutableRawBufferPointer {
     /// The bytes of `range`, which lies within.
-    func part(_ range: Range<Int>) -> UnsafeMutableRawBufferPointer { UnsafeMutableRawBufferPointer(rebasing: self[range]) }
+    func part(_ range: Range<Int>) -> UnsafeMutableRawBufferPointer {
+        UnsafeMutableRawBufferPointer(rebasing: self[range])
+    }
 }
 
 /// A pointer that is handed to a worker and not used by anybody else until the worker is done.

@@ -45,7 +45,9 @@ enum Codec {
     }
 
     /// Unpacks exactly `out.count` bytes; false when the stored ones do not hold that.
-    static func unpack(_ codec: SliceCodec, _ stored: UnsafeRawBufferPointer, into out: UnsafeMutableRawBufferPointer) -> Bool {
+    static func unpack(_ codec: SliceCodec, _ stored: UnsafeRawBufferPointer, into out: UnsafeMutableRawBufferPointer)
+        -> Bool
+    {
         switch codec {
         case .zero:
             if let base = out.baseAddress { memset(base, 0, out.count) }

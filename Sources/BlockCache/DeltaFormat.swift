@@ -229,7 +229,9 @@ struct DeltaIndex: Sendable, Equatable {
 
     /// Reads and checks the index of a whole delta object: its segments lie one behind the other and fill it.
     init(decoding object: UnsafeRawBufferPointer) throws(FormatError) {
-        guard object.count >= Self.lengthBytes(segments: 1) else { throw .corrupt("delta object of \(object.count) bytes") }
+        guard object.count >= Self.lengthBytes(segments: 1) else {
+            throw .corrupt("delta object of \(object.count) bytes")
+        }
         var input = ByteReader(object)
         guard input.u64() == Self.magic else { throw .corrupt("not a delta object (wrong magic)") }
         let version = input.u32()
@@ -251,7 +253,8 @@ struct DeltaIndex: Sendable, Equatable {
         for _ in 0..<count {
             let segment = Segment(block: BlockIndex(input.u64()), offsetBytes: input.u32(), lengthBytes: input.u32())
             guard UInt64(segment.offsetBytes) == end, segment.lengthBytes >= SegmentHeader.minLengthBytes else {
-                throw .corrupt("segment of block \(segment.block.value) lies at \(segment.offsetBytes), expected \(end)")
+                throw .corrupt(
+                    "segment of block \(segment.block.value) lies at \(segment.offsetBytes), expected \(end)")
             }
             end += UInt64(segment.lengthBytes)
             segments.append(segment)

@@ -65,7 +65,8 @@ final class ObjectReader: Sendable {
         guard Int(location) < locations.count else {
             throw StoreError(
                 .refused,
-                "block object \(id) is in location \(location), and only \(locations.count) are configured: add the location")
+                "block object \(id) is in location \(location), and only \(locations.count) are configured: add the location"
+            )
         }
         return locations[Int(location)]
     }
@@ -223,7 +224,9 @@ final class ObjectReader: Sendable {
         }
     }
 
-    private func getObject(_ id: ObjectID, _ location: UInt8, _ range: Range<UInt64>) async throws(StoreError) -> StoredObject {
+    private func getObject(_ id: ObjectID, _ location: UInt8, _ range: Range<UInt64>) async throws(StoreError)
+        -> StoredObject
+    {
         let bucket = try bucket(location, of: id)
         do throws(StoreError) {
             return try await bucket.get(id.blockKey, range: range)
@@ -266,7 +269,10 @@ final class ObjectReader: Sendable {
 
     /// Fetches what is missing of a part of an object, in pieces, when there is nothing more urgent.
     func completeInBackground(_ completion: Completion) {
-        guard files.takesWrites, !files.present(completion.id).contains(completion.range) else { return }
+        let lengthBytes = completion.totalBytes ?? UInt64(completion.range.count)
+        guard files.takesWrites, lengthBytes <= files.budgetBytes,
+            !files.present(completion.id).contains(completion.range)
+        else { return }
         let startsRunner = table.withLock { table in
             if table.queue.contains(where: { $0.id == completion.id && $0.range == completion.range }) { return false }
             if table.queue.count >= Self.maxQueued {
@@ -308,6 +314,11 @@ final class ObjectReader: Sendable {
             table.withLock { $0.counters.backgroundBytes += UInt64(bytes.count) }
             await files.write(id, at: fetch.range.lowerBound, bytes, total: completion.totalBytes ?? total)
             leave(fetch, id)
+            // No room for it: the rest would be fetched in vain as well.
+            if !files.present(id).contains(fetch.range) {
+                table.withLock { $0.counters.givenUp += 1 }
+                return
+            }
             at = fetch.range.upperBound
         }
     }

@@ -73,7 +73,9 @@ public final class SliceCache: Sendable {
         memory = mapped
         zeroes = zero
         // Raw memory: a frame is initialised when it is first handed out.
-        frames = .allocate(capacity: frameCount + Self.maxOverflowFrames + 1)
+        let frameTotal = frameCount + Self.maxOverflowFrames + 1
+        frames = UnsafeMutableRawPointer.allocate(byteCount: frameTotal * MemoryLayout<Frame>.stride, alignment: 64)
+            .bindMemory(to: Frame.self, capacity: frameTotal)
         shards = .allocate(capacity: count)
         for i in 0..<count {
             let range = UInt32(frameCount * i / count)..<UInt32(frameCount * (i + 1) / count)
@@ -86,9 +88,9 @@ public final class SliceCache: Sendable {
     deinit {
         munmap(memory, mappedBytes)
         munmap(zeroes, Geometry.sliceBytes)
-        (shards).deinitialize(count: shardCount)
+        shards.deinitialize(count: shardCount)
         shards.deallocate()
-        frames.deallocate()
+        UnsafeMutableRawPointer(frames).deallocate()
     }
 
     // MARK: Reading
@@ -290,7 +292,8 @@ public final class SliceCache: Sendable {
         var held: UInt64 = 0
         for i in 0..<shardCount {
             let shard = shards + i
-            let (counters, count) = shard.pointee.lock.withLock { _ in (shard.pointee.counters, shard.pointee.heldCount) }
+            let (counters, count) = shard.pointee.lock.withLock { _ in (shard.pointee.counters, shard.pointee.heldCount)
+            }
             sum.hits &+= counters.hits
             sum.misses &+= counters.misses
             sum.insertions &+= counters.insertions
@@ -314,7 +317,8 @@ public final class SliceCache: Sendable {
     /// Names are random already, but a slice of the same object and a neighbouring segment must go elsewhere too.
     @inline(__always) static func hash(_ key: SliceKey) -> UInt64 {
         var h = key.id.low ^ (key.id.high &* 0x9E37_79B9_7F4A_7C15)
-        h ^= (UInt64(key.offsetBytes) << 8 | UInt64(UInt8(truncatingIfNeeded: key.slice.value))) &* 0xD6E8_FEB8_6659_FD93
+        h ^=
+            (UInt64(key.offsetBytes) << 8 | UInt64(UInt8(truncatingIfNeeded: key.slice.value))) &* 0xD6E8_FEB8_6659_FD93
         h = (h ^ h >> 32) &* 0xFF51_AFD7_ED55_8CCD
         return h ^ h >> 29
     }

@@ -26,8 +26,8 @@ struct Frame: ~Copyable {
     var slice: UInt8 = 0
     var uses: UInt8 = 0
     var state = State.free
-    // Two frames of two busy threads do not share a cache line.
-    private let padding: (UInt64, UInt64) = (0, 0)
+    // 64 bytes in all, a cache line: two frames of two busy threads do not share one.
+    private let padding: (UInt64, UInt64, UInt64) = (0, 0, 0)
 
     init() {}
 

@@ -19,7 +19,8 @@ public func readBlock(
         var stored: [[UInt8]] = []
         for part in parts {
             guard Int(part.location) < locations.count else {
-                throw StoreError(.refused, "block object \(part.id) is at location \(part.location), which is not configured")
+                throw StoreError(
+                    .refused, "block object \(part.id) is at location \(part.location), which is not configured")
             }
             stored.append(try await locations[Int(part.location)].get(part.id.blockKey, range: part.extent).bytes)
         }
@@ -93,7 +94,8 @@ private struct BlockPart: Sendable {
             for slice in seen {
                 guard let patch = header.patch(slice) else { throw .corrupt("lacks slice \(slice.value)") }
                 let range = Int(patch.range.lowerBound)..<Int(patch.range.upperBound)
-                try SegmentHeader.apply(patch, stored: stored.part(range), to: block + slice.value * Geometry.sliceBytes)
+                try SegmentHeader.apply(
+                    patch, stored: stored.part(range), to: block + slice.value * Geometry.sliceBytes)
             }
         }
     }
@@ -114,7 +116,8 @@ private func composeBlock(_ parts: [BlockPart], _ stored: [[UInt8]]) -> Result<[
                     try part.apply(bytes, to: UnsafeMutableRawPointer(out.baseAddress!))
                 } catch {
                     failure = StoreError(
-                        error.kind == .corrupt ? .corrupt : .refused, "block object \(part.id) at location \(part.location): \(error)")
+                        error.kind == .corrupt ? .corrupt : .refused,
+                        "block object \(part.id) at location \(part.location): \(error)")
                 }
             }
         }

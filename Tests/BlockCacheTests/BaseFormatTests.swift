@@ -66,7 +66,8 @@ struct BaseFormatTests {
 
     /// The layout is a promise: this is Docs/Format.md read by hand.
     @Test func theLayoutIsTheDocumentedOne() {
-        let (object, _) = encode([3: Sample.noise.slice(seed: 4)], id: ObjectID(high: 0x0102_0304_0506_0708, low: 0x1112))
+        let (object, _) = encode(
+            [3: Sample.noise.slice(seed: 4)], id: ObjectID(high: 0x0102_0304_0506_0708, low: 0x1112))
         #expect(Array(object[0..<8]) == Array("MGBASE\0\0".utf8))
         #expect(Array(object[8..<16]) == [1, 0, 0, 0, 0x38, 0x03, 0, 0])
         #expect(Array(object[16..<32]) == [8, 7, 6, 5, 4, 3, 2, 1, 0x12, 0x11, 0, 0, 0, 0, 0, 0])

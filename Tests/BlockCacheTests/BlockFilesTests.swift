@@ -55,7 +55,9 @@ struct BlockFilesTests {
             let high = Int.random(in: low...length, using: &random)
             switch Int.random(in: 0..<5, using: &random) {
             case 0: await files.adopt(.sample(n), whole)
-            case 1: await files.write(.sample(n), at: UInt64(low), ByteView(Array(whole[low..<high])), total: UInt64(length))
+            case 1:
+                await files.write(
+                    .sample(n), at: UInt64(low), ByteView(Array(whole[low..<high])), total: UInt64(length))
             case 2 where step % 50 == 0: await files.trim(to: 2000)
             default:
                 if let found = await files.read(.sample(n), UInt64(low)..<UInt64(high)) {

@@ -37,7 +37,9 @@ struct CodecTests {
         var out = [UInt8](repeating: 9, count: text.count + 1)
         for count in [0, 1, text.count - 1, text.count + 1] {
             let ok = out.withUnsafeMutableBytes { out in
-                stored.withUnsafeBytes { Codec.unpack(codec, $0, into: UnsafeMutableRawBufferPointer(rebasing: out[0..<count])) }
+                stored.withUnsafeBytes {
+                    Codec.unpack(codec, $0, into: UnsafeMutableRawBufferPointer(rebasing: out[0..<count]))
+                }
             }
             #expect(!ok, "\(count) bytes")
         }

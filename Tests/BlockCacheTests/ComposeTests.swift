@@ -94,7 +94,9 @@ struct ComposeTests {
             _ = try await bed.bucket.put(ObjectID.sample(commit).blockKey, object, if: .absent)
             entry.deltas.append(refs[0].ref)
             var expected = bed.noise(1, 5)
-            for page in 2...Int(commit) { expected.replaceSubrange(page * 4096..<(page + 1) * 4096, with: repeatElement(0, count: 4096)) }
+            for page in 2...Int(commit) {
+                expected.replaceSubrange(page * 4096..<(page + 1) * 4096, with: repeatElement(0, count: 4096))
+            }
             try await bed.expect(entry, 5, expected)
             #expect(bed.bucket.gets.count == Int(commit) - 1, "one fetch for each commit, none of the base")
         }
@@ -117,7 +119,9 @@ struct ComposeTests {
         var encoder = DeltaEncoder(id: .sample(9), location: 0)
         encoder.begin(BlockIndex(0))
         for slice in 0..<4 {
-            Sample.noise.slice(seed: UInt64(slice)).withUnsafeBytes { encoder.add(SliceIndex(slice), data: .all, zeroes: .none, pages: $0.baseAddress) }
+            Sample.noise.slice(seed: UInt64(slice)).withUnsafeBytes {
+                encoder.add(SliceIndex(slice), data: .all, zeroes: .none, pages: $0.baseAddress)
+            }
         }
         let (object, refs) = encoder.finish()
         _ = try await bed.bucket.put(ObjectID.sample(9).blockKey, object, if: .absent)

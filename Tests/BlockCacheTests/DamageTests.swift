@@ -49,7 +49,9 @@ struct DamageTests {
     @Test(arguments: [0, 30, 816, 900], [false, true])
     func damageInTheStoreIsSaid(place: Int, isLarge: Bool) async throws {
         let bed = await LoaderBed()
-        let ref = isLarge ? try await bed.storeNoise(id: 1) : try await bed.storeBase([0: Sample.sparse.slice(seed: 1)], id: 1)
+        let ref =
+            isLarge
+            ? try await bed.storeNoise(id: 1) : try await bed.storeBase([0: Sample.sparse.slice(seed: 1)], id: 1)
         var object = bed.bucket.memory.contents[ref.id.blockKey]!
         object[place] ^= 4
         _ = try await bed.bucket.put(ref.id.blockKey, object, if: .none)
@@ -105,7 +107,9 @@ struct DamageTests {
     func aFailingScratchDiskFailsNoRead(call: MemoryScratch.Call, errno: Int32) async throws {
         let bed = await LoaderBed(frames: 2, scratchBytes: 8 << 20)
         var entries: [BlockEntry] = []
-        for id in 1...3 as ClosedRange<UInt64> { entries.append(BlockEntry(base: try await bed.storeNoise(id: id), deltas: [])) }
+        for id in 1...3 as ClosedRange<UInt64> {
+            entries.append(BlockEntry(base: try await bed.storeNoise(id: id), deltas: []))
+        }
         for round in 0..<12 {
             if round % 3 == 1 { bed.scratch.failNext(call, errno: errno) }
             let id = round % 3
@@ -125,6 +129,15 @@ struct DamageTests {
         for slice in 0..<32 { try await bed.expect(entry, slice, bed.noise(1, slice)) }
         await bed.spawner.idle()
         #expect(bed.files.snapshot.errors > 0 && bed.files.snapshot.bypasses > 0)
+    }
+
+    /// An object that can never fit is not fetched in the background again and again.
+    @Test func anObjectTooLargeForScratchIsFetchedBySlice() async throws {
+        let bed = await LoaderBed(frames: 2, scratchBytes: 3 << 20)
+        let entry = BlockEntry(base: try await bed.storeNoise(id: 1), deltas: [])
+        for slice in LoaderBed.noisySlices { try await bed.expect(entry, slice, bed.noise(1, slice)) }
+        await bed.spawner.idle()
+        #expect(bed.bucket.gets.count == LoaderBed.noisySlices.count && bed.loader.snapshot.backgroundBytes == 0)
     }
 
     @Test func withoutScratchTheStoreServesAll() async throws {

@@ -95,7 +95,9 @@ struct DeltaFormatTests {
     @Test func pagesOfZeroesAreStoredAsSuch() {
         let zeroes = Sample.zeroes.slice(seed: 0)
         let patch = zeroes.withUnsafeBytes {
-            encodePatch(SliceIndex(4), data: PageMask(pages: 0..<100), zeroes: PageMask(pages: 100..<128), pages: $0.baseAddress, layout: .packed)
+            encodePatch(
+                SliceIndex(4), data: PageMask(pages: 0..<100), zeroes: PageMask(pages: 100..<128),
+                pages: $0.baseAddress, layout: .packed)
         }
         #expect(patch.data.isEmpty && patch.zeroes.isAll && patch.storedBytes == 0)
         var encoder = DeltaEncoder(id: .sample(1), location: 0)
@@ -108,7 +110,9 @@ struct DeltaFormatTests {
         var encoder = DeltaEncoder(id: .sample(1), location: 0)
         encoder.begin(BlockIndex(9))
         let page = Sample.noise.bytes(4096, seed: 1)
-        page.withUnsafeBytes { encoder.add(SliceIndex(31), data: PageMask(pages: 127..<128), zeroes: .none, pages: $0.baseAddress) }
+        page.withUnsafeBytes {
+            encoder.add(SliceIndex(31), data: PageMask(pages: 127..<128), zeroes: .none, pages: $0.baseAddress)
+        }
         let (object, refs) = encoder.finish()
         #expect(object.count == 40 + 16 + 8 + 48 + 56 + 8 + 4096)
         let after = try applySegment(object, refs[0].ref, to: [31: Sample.text.slice(seed: 1)])[31]!
@@ -123,7 +127,9 @@ struct DeltaFormatTests {
             encoder.begin(BlockIndex(block))
             let text = Sample.sparse.bytes(8192, seed: block)
             text.withUnsafeBytes {
-                encoder.add(SliceIndex(1), data: PageMask(pages: 3..<5), zeroes: PageMask(pages: 90..<99), pages: $0.baseAddress)
+                encoder.add(
+                    SliceIndex(1), data: PageMask(pages: 3..<5), zeroes: PageMask(pages: 90..<99), pages: $0.baseAddress
+                )
             }
             encoder.add(SliceIndex(2), data: .none, zeroes: .all, pages: nil)
         }
@@ -196,7 +202,12 @@ struct DeltaFormatTests {
             ("masks overlap", { $0.patches[0].zeroes.insert(3) }),
             ("no pages", { $0.patches[1].zeroes = .none }),
             ("more data pages than stored", { $0.patches[0].codec = .raw }),
-            ("data without bytes", { $0.patches[1].data.insert(0); $0.patches[1].zeroes.remove(0) }),
+            (
+                "data without bytes",
+                {
+                    $0.patches[1].data.insert(0); $0.patches[1].zeroes.remove(0)
+                }
+            ),
             ("out of order", { $0.patches.swapAt(0, 1) }),
             ("twice", { $0.patches[1].slice = SliceIndex(1) }),
             ("into the header", { $0.patches[0].offsetBytes -= 1 }),

@@ -22,7 +22,9 @@ private final class StepExecutor: TaskExecutor, @unchecked Sendable {  // the qu
     /// Runs until nothing is left to do; picks among what is ready as `random` says.
     func drain(_ random: inout Random) -> Int {
         var count = 0
-        while let step = steps.withLock({ $0.isEmpty ? nil : $0.remove(at: Int.random(in: 0..<$0.count, using: &random)) }) {
+        while let step = steps.withLock({
+            $0.isEmpty ? nil : $0.remove(at: Int.random(in: 0..<$0.count, using: &random))
+        }) {
             count += 1
             switch step {
             case .job(let job): job.runSynchronously(on: asUnownedTaskExecutor())
@@ -100,7 +102,9 @@ struct ExecutorTests {
         var template = Array("/tmp/margarine-cache-XXXXXX".utf8CString)
         let folder = try #require(mkdtemp(&template).map { String(cString: $0) })
         defer {
-            for name in (try? DirectoryScratch(path: folder).list("blocks")) ?? [] { unlink(folder + "/blocks/" + name) }
+            for name in (try? DirectoryScratch(path: folder).list("blocks")) ?? [] {
+                unlink(folder + "/blocks/" + name)
+            }
             rmdir(folder + "/blocks")
             rmdir(folder)
         }
@@ -108,7 +112,9 @@ struct ExecutorTests {
         for loop in loops { loop.start() }
         let bed = await LoaderBed()
         var entries: [BlockEntry] = []
-        for id in 0..<3 as Range<UInt64> { entries.append(BlockEntry(base: try await bed.storeNoise(id: id), deltas: [])) }
+        for id in 0..<3 as Range<UInt64> {
+            entries.append(BlockEntry(base: try await bed.storeNoise(id: id), deltas: []))
+        }
         let environment = SystemEnvironment(workers: 2)
         let files = BlockFiles(disk: try DirectoryScratch(path: folder), budgetBytes: 8 << 20, environment: environment)
         await files.start()

@@ -53,12 +53,16 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
             let hit = seconds {
                 for i in 0..<rounds {
                     let place = places[i & 65535]
-                    let key = SliceKey(id: .sample(UInt64(place >> 12)), offsetBytes: 0, slice: SliceIndex(place >> 7 & 31))
+                    let key = SliceKey(
+                        id: .sample(UInt64(place >> 12)), offsetBytes: 0, slice: SliceIndex(place >> 7 & 31))
                     if !cache.tryCopy(key, offset: (place & 127) * 4096, count: 4096, into: buffer) { missed += 1 }
                 }
             }
             #expect(missed == 0)
-            print(String(format: "tryCopy 4 KiB within %@: %.0f ns, of it the copy alone %.0f ns", name, hit / Double(rounds) * 1e9, copy / Double(rounds) * 1e9))
+            print(
+                String(
+                    format: "tryCopy 4 KiB within %@: %.0f ns, of it the copy alone %.0f ns", name,
+                    hit / Double(rounds) * 1e9, copy / Double(rounds) * 1e9))
         }
         let loader = seconds {
             for i in 0..<rounds {
@@ -74,10 +78,14 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
                     let mine = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
                     defer { mine.deallocate() }
                     let key = SliceKey(id: .sample(0), offsetBytes: 0, slice: SliceIndex(0))
-                    return self.seconds { for _ in 0..<rounds { _ = cache.tryCopy(key, offset: 0, count: 4096, into: mine) } }
+                    return self.seconds {
+                        for _ in 0..<rounds { _ = cache.tryCopy(key, offset: 0, count: 4096, into: mine) }
+                    }
                 }
             }
-            for await time in group { print(String(format: "two threads on one slice: %.0f ns", time / Double(rounds) * 1e9)) }
+            for await time in group {
+                print(String(format: "two threads on one slice: %.0f ns", time / Double(rounds) * 1e9))
+            }
         }
         let misses = seconds {
             for i in 0..<rounds {
@@ -95,7 +103,8 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
             data = [UInt8](try Data(contentsOf: URL(fileURLWithPath: path), options: .alwaysMapped).prefix(256 << 20))
         } else {
             for folder in ["/usr/bin", "/usr/share/doc", "/usr/include", "/usr/lib/x86_64-linux-gnu"] {
-                for name in try FileManager.default.contentsOfDirectory(atPath: folder).sorted() where data.count < 256 << 20 {
+                for name in try FileManager.default.contentsOfDirectory(atPath: folder).sorted()
+                where data.count < 256 << 20 {
                     let url = URL(fileURLWithPath: folder + "/" + name)
                     if let bytes = try? Data(contentsOf: url), bytes.count < 8 << 20 { data += bytes }
                 }
@@ -111,8 +120,11 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
                 for i in 0..<slices { encoded.append(encodeSlice(data.baseAddress! + i * Geometry.sliceBytes)) }
             }
             let stored = encoded.reduce(0) { $0 + $1.stored.count }
-            print(String(format: "%d slices, encode %.0f MB/s, stored %.3f, raw %d, zero %d", slices, mb / pack,
-                Double(stored) / Double(data.count), encoded.count { $0.codec == .raw }, encoded.count { $0.codec == .zero }))
+            print(
+                String(
+                    format: "%d slices, encode %.0f MB/s, stored %.3f, raw %d, zero %d", slices, mb / pack,
+                    Double(stored) / Double(data.count), encoded.count { $0.codec == .raw },
+                    encoded.count { $0.codec == .zero }))
             let frame = UnsafeMutableRawPointer.allocate(byteCount: Geometry.sliceBytes, alignment: 4096)
             defer { frame.deallocate() }
             var bad = 0
@@ -120,25 +132,36 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
                 for slice in encoded {
                     let ok = slice.stored.withUnsafeBytes {
                         checksum($0) == slice.checksum || slice.codec == .zero
-                            ? Codec.unpack(slice.codec, $0, into: UnsafeMutableRawBufferPointer(start: frame, count: Geometry.sliceBytes)) : false
+                            ? Codec.unpack(
+                                slice.codec, $0,
+                                into: UnsafeMutableRawBufferPointer(start: frame, count: Geometry.sliceBytes)) : false
                     }
                     if !ok { bad += 1 }
                 }
             }
             #expect(bad == 0)
             print(String(format: "decode with checksum %.0f MB/s", mb / unpack))
-            let sum = seconds { for i in 0..<slices { if checksum(data.part(i * Geometry.sliceBytes..<(i + 1) * Geometry.sliceBytes)) == 1 { bad += 1 } } }
+            let sum = seconds {
+                for i in 0..<slices {
+                    if checksum(data.part(i * Geometry.sliceBytes..<(i + 1) * Geometry.sliceBytes)) == 1 { bad += 1 }
+                }
+            }
             print(String(format: "checksum alone %.1f GB/s", mb / sum / 1000))
             // One page at a time, as a commit of scattered writes packs them.
             var pageBytes = 0
             let pages = min(data.count / 4096, 20_000)
             let delta = seconds {
                 for i in 0..<pages {
-                    let patch = encodePatch(SliceIndex(0), data: PageMask(pages: 0..<1), zeroes: .none, pages: data.baseAddress! + i * 4096, layout: .packed)
+                    let patch = encodePatch(
+                        SliceIndex(0), data: PageMask(pages: 0..<1), zeroes: .none, pages: data.baseAddress! + i * 4096,
+                        layout: .packed)
                     pageBytes += patch.storedBytes
                 }
             }
-            print(String(format: "patches of one page: %.0f MB/s, stored %.3f", Double(pages) * 4096 / 1e6 / delta, Double(pageBytes) / Double(pages * 4096)))
+            print(
+                String(
+                    format: "patches of one page: %.0f MB/s, stored %.3f", Double(pages) * 4096 / 1e6 / delta,
+                    Double(pageBytes) / Double(pages * 4096)))
         }
         let zero = [UInt8](repeating: 0, count: Geometry.sliceBytes)
         var ok = true
@@ -153,7 +176,10 @@ private let isWanted = ProcessInfo.processInfo.environment["MARGARINE_MEASURE"] 
             let lru = Traces.lru(trace, frames: 1024)
             let ours = Traces.real(trace, SliceCache(budgetBytes: UInt64(1024 * Geometry.sliceBytes)))
             let everyHit = Traces.real(trace, SliceCache(budgetBytes: UInt64(1024 * Geometry.sliceBytes), usePeriod: 0))
-            print(String(format: "%-44@ LRU %5.1f%%  S3-FIFO, every hit a use %5.1f%%  S3-FIFO %5.1f%%", name as NSString, lru * 100, everyHit * 100, ours * 100))
+            print(
+                String(
+                    format: "%-44@ LRU %5.1f%%  S3-FIFO, every hit a use %5.1f%%  S3-FIFO %5.1f%%", name as NSString,
+                    lru * 100, everyHit * 100, ours * 100))
         }
     }
 }
@@ -171,7 +197,9 @@ enum Traces {
             return scan
         }
         let mixed = popular.flatMap { [$0, fresh()] }
-        let burst = popular.enumerated().flatMap { i, n in i % (frames * 4) == 0 ? (0..<frames * 2).map { _ in fresh() } + [n] : [n] }
+        let burst = popular.enumerated().flatMap { i, n in
+            i % (frames * 4) == 0 ? (0..<frames * 2).map { _ in fresh() } + [n] : [n]
+        }
         let loop = (0..<steps).map { $0 % (frames * 5 / 4) }
         let moving = (0..<steps).map { i in i / 8 + Int.random(in: 0..<frames * 3 / 4, using: &random) }
         let boots = (0..<40).flatMap { _ in (0..<frames / 2).map { $0 } + (0..<frames).map { _ in fresh() } }

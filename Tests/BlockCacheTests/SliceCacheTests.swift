@@ -33,6 +33,8 @@ private func hasSlot(_ cache: SliceCache) -> Bool {
 private func budget(_ frames: Int) -> UInt64 { UInt64(frames * Geometry.sliceBytes) }
 
 struct SliceCacheTests {
+    @Test func aFrameIsACacheLine() { #expect(MemoryLayout<Frame>.stride == 64) }
+
     @Test func whatIsInsertedIsFound() {
         let cache = SliceCache(budgetBytes: budget(8))
         #expect(cache.number(1) == nil)
@@ -194,7 +196,9 @@ struct SliceCacheTests {
 
     @Test func trimGivesMemoryBack() throws {
         let cache = SliceCache(budgetBytes: budget(64))
-        for n in 0..<64 { cache.insert(key(n)) { $0.initializeMemory(as: UInt8.self, repeating: 7, count: Geometry.sliceBytes) } }
+        for n in 0..<64 {
+            cache.insert(key(n)) { $0.initializeMemory(as: UInt8.self, repeating: 7, count: Geometry.sliceBytes) }
+        }
         let pin = cache.pin(key(9))!
         cache.trim(to: budget(10))
         #expect(cache.snapshot.heldBytes == budget(10))
