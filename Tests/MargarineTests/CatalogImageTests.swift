@@ -1,6 +1,7 @@
 // Images in and out, and disks made smaller: bytes against bytes.
 
 import BlockCache
+import Foundation
 import Glibc
 @testable import Margarine
 import ObjectStore
@@ -15,10 +16,7 @@ final class TestFolder {
         var name = Array("/tmp/margarine-test-XXXXXX".utf8CString)
         path = String(cString: mkdtemp(&name))
     }
-    deinit {
-        for file in (try? names()) ?? [] { unlink(path + "/" + file) }
-        rmdir(path)
-    }
+    deinit { try? FileManager.default.removeItem(atPath: path) }
     func names() throws -> [String] { try DirectoryScratch(path: path).list("").filter { !$0.hasPrefix(".") } }
     func file(_ name: String) -> String { path + "/" + name }
 
@@ -283,6 +281,84 @@ struct CatalogImageTests {
         for n in [1, 4, 9] {
             #expect(Self.same(try await Self.bytes(catalog, "disk", UInt64(n)), models[n - 1]), "seed \(seed) generation \(n)")
         }
+    }
+
+    /// Docs/Format.md is enough to read a disk: a program written from it alone, in another language, gets the same bytes.
+    @Test func whatIsStoredReadsByTheDocument() async throws {
+        var g = SeededGenerator(seed: 12)
+        let folder = TestFolder()
+        let environment = SeededEnvironment(seed: 12)
+        let storeFolder = folder.file("store")
+        let store = try await Store.open(url: "file://" + storeFolder, environment: environment)
+        let catalog = Catalog(store) { _ in .outOfSight }
+        // A base for each block, with raw, packed and empty slices.
+        let size = 2 * Geometry.blockBytes + 512
+        var model = [UInt8](repeating: 0, count: size)
+        for at in stride(from: 0, to: size - (1 << 20), by: 5 << 20) {
+            Self.put(Self.noise(300_000, &g), into: &model, at: at)
+            Self.put((0..<100_000).map { UInt8($0 / 1000) }, into: &model, at: at + 600_000)
+        }
+        Self.put((0..<Geometry.sliceBytes).map { _ in UInt8(truncatingIfNeeded: g.next()) }, into: &model, at: 3 << 20)
+        Self.put([1, 2, 3], into: &model, at: size - 3)
+        folder.write("in", size: size, [(0, model)])
+        _ = try await catalog.import(try ImageInput(path: folder.file("in")), as: "disk")
+        _ = try await catalog.resize("disk", to: 1 << 50)
+        var models = [model]
+        // Then deltas over them, two blocks in one object, and a block far off that has nothing below.
+        var (head, etag) = try await CatalogTests.own(catalog, "disk", server: "s", alive: true)
+        let manifest = head.manifest(cache: ManifestCache(store.locations))
+        var encoder = DeltaEncoder(id: environment.objectID(), location: 0)
+        var edit = ManifestEdit(manifest)
+        for block in [0, 1] {
+            encoder.begin(BlockIndex(UInt64(block)))
+            for (slice, data, zeroes) in [(0, PageMask(pages: 3..<70), PageMask(pages: 0..<3)), (6, .none, .all), (9, .all, .none)] as [(Int, PageMask, PageMask)] {
+                let frame = block * Geometry.blockBytes + slice * Geometry.sliceBytes
+                for page in 0..<128 where data.contains(page) { Self.put(Self.noise(4000, &g) + [UInt8](repeating: 7, count: 96), into: &model, at: frame + page * 4096) }
+                for page in 0..<128 where zeroes.contains(page) { Self.put([UInt8](repeating: 0, count: 4096), into: &model, at: frame + page * 4096) }
+                model.withUnsafeBytes { encoder.add(SliceIndex(slice), data: data, zeroes: zeroes, pages: $0.baseAddress! + frame, layout: .inPlace) }
+            }
+        }
+        encoder.begin(BlockIndex(1 << 25))
+        encoder.add(SliceIndex(31), data: PageMask(pages: 127..<128), zeroes: .none, pages: Self.noise(4096, &g))
+        let (object, refs) = encoder.finish()
+        _ = try await store.bucket.put(encoder.id.blockKey, object, if: .absent)
+        for (block, ref) in refs {
+            var entry = try await manifest.find(block) ?? BlockEntry(base: nil, deltas: [])
+            entry.deltas.append(ref)
+            edit.set(block, entry)
+        }
+        let written = try await edit.write(to: store.bucket, location: 0, environment: environment)
+        let record = GenerationRecord(
+            diskID: head.diskID, generation: 2, epoch: head.epoch, kind: .flush, committedAtMs: 1, journalSequence: 9, newBytes: 1,
+            manifest: written)
+        guard case .done(let new, let tag) = try await store.heads.update(head, etag, change: { $0.advance(to: record) }) else {
+            Issue.record("lost")
+            return
+        }
+        (head, etag) = (new, tag)
+        // And a disk cut off where it can be compared.
+        let forced = try await catalog.resize("disk", to: UInt64(size), shrink: true, force: true)
+        #expect(forced.generation == 3)
+        models.append(model)
+
+        let script = #filePath.split(separator: "/").dropLast(2).joined(separator: "/")
+        func read(_ name: String) throws -> [UInt8]? {
+            let words: [UnsafeMutablePointer<CChar>?] =
+                (["python3", "/\(script)/format/readstore.py", storeFolder, name, folder.file("out")] as [String]).map { strdup($0) } + [nil]
+            defer { words.forEach { free($0) } }
+            var pid: pid_t = 0
+            #expect(posix_spawnp(&pid, "python3", nil, nil, words, environ) == 0)
+            var status: Int32 = -1
+            waitpid(pid, &status, 0)
+            #expect(status == 0)
+            return folder.read("out")
+        }
+        #expect(Self.same(try read("disk"), models[1]))
+        #expect(Self.same(try read("disk@1"), models[0]))
+        #expect(Self.same(try read("disk@3"), models[1]))
+        #expect(Self.same(try await Self.bytes(catalog, "disk"), models[1]))
+        // Generation 2 has 1 PiB: what the document's reader says of it is in its sums.
+        #expect(try await catalog.generations("disk").map(\.usedBlocks) == [3, 4, 3])
     }
 
     @Test(arguments: [512, 4096 + 512, 600 << 10, Geometry.blockBytes - 512, Geometry.blockBytes, Geometry.blockBytes + 512])
