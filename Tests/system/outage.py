@@ -157,7 +157,7 @@ def main():
     rng = random.Random(SEED)
     more = [os.environ["S3_ENDPOINT2"]] if os.environ.get("S3_ENDPOINT2") else []
     gate, url = before_store(STORE, *more)
-    daemon = Daemon("o", store=url, commit="200ms", settings=["journal=64M", "journal-per-disk=64M", "dirty-memory=32M", "read-timeout=4s"])
+    daemon = Daemon("o", store=url, commit="200ms", settings=["journal=64M", "journal-per-disk=64M", "dirty-memory=40M", "read-timeout=4s"])
     create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="10m")
     daemon.start()
     c = daemon.attach(NAME)

@@ -108,7 +108,9 @@ public final class Daemon: StatusSource {
     private func makeContexts(
         _ settings: Settings, _ scratch: DirectoryScratch, _ store: Store, _ loader: BlockLoader
     ) throws -> [DiskContext] {
-        let count = settings.loopCount(cores: Daemon.cores)
+        // Every loop's share of the dirty memory must hold the largest request, or that would wait for ever.
+        let count = min(
+            settings.loopCount(cores: Daemon.cores), max(1, Int(settings.dirtyMemoryBytes / Settings.dirtyBytesPerLoop)))
         return try (0..<count).map { number in
             DiskContext(
                 loop: try Loop(name: "disks-\(number)"), environment: environment, scratch: scratch,

@@ -49,7 +49,7 @@ extension SettingKey {
         .choice("log-level", table: "serve", reload: true, \.logLevel),
 
         .size("memory-cache", 16 << 20...1 << 50, reload: false, \.memoryCacheBytes),
-        .size("dirty-memory", 8 << 20...1 << 50, reload: false, \.dirtyMemoryBytes),
+        .size("dirty-memory", 40 << 20...1 << 50, reload: false, \.dirtyMemoryBytes),
         .size("scratch-cache", 64 << 20...1 << 60, reload: false, \.scratchCacheBytes),
         .size("journal", 64 << 20...1 << 60, reload: false, \.journalBytes),
         .size("journal-per-disk", 64 << 20...1 << 60, reload: true, \.journalPerDiskBytes),

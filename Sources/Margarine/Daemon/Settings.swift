@@ -54,8 +54,11 @@ public struct Settings: Sendable, Equatable {
     // Budgets, in bytes.
     /// Slices kept in memory for all disks together.
     public var memoryCacheBytes: UInt64 = 512 << 20
-    /// Dirty pages of all disks held in memory; beyond it they are read back from the journal.
-    public var dirtyMemoryBytes: UInt64 = 256 << 20
+    /// Dirty pages of all disks held in memory; beyond it they are read back from the journal. Shared out among the
+    /// loops, of which there are no more than can have `dirtyBytesPerLoop`.
+    public var dirtyMemoryBytes: UInt64 = 512 << 20
+    /// What one loop needs: a request of 32 MiB, and some more.
+    public static let dirtyBytesPerLoop: UInt64 = 40 << 20
     /// Block files kept on the scratch directory.
     public var scratchCacheBytes: UInt64 = 10 << 30
     /// Journals of all disks together. A disk's writers wait while it is full.
