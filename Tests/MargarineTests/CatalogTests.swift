@@ -160,8 +160,8 @@ struct CatalogTests {
         let set = try await catalog.set("disk", .init(safePoints: .btrfs))
         #expect(set.epoch == head.epoch && set.owner?.server == "s1")
 
-        let released = try await catalog.release("disk", force: true)
-        #expect(released.owner == nil && released.epoch == head.epoch + 1 && released.session == nil)
+        let taken = try await catalog.release("disk", force: true)
+        #expect(taken.owner == nil && taken.epoch == head.epoch + 1 && taken.session == nil)
         #expect(try await catalog.load("disk").head.lostSessions == ["vm7"])
         // The old owner finds out at its next swap.
         let update = try await catalog.store.heads.update(head, etag) { $0.session = nil }
@@ -170,7 +170,19 @@ struct CatalogTests {
             return
         }
         #expect(found.epoch == head.epoch + 1)
+        // Nor does it go on when the same server has attached anew, at the same time by its clock.
+        var again = found
+        again.epoch += 1
+        again.owner = head.owner
+        guard case .won = try await catalog.store.heads.swap(again, expecting: try await catalog.load("disk").etag),
+            case .lost = try await catalog.store.heads.update(head, etag, change: { _ in })
+        else {
+            Issue.record("an attachment of before went on")
+            return
+        }
+        #expect(try await catalog.release("disk", force: true).epoch == head.epoch + 3)
         // Nothing to take: nothing is changed.
+        let released = try await catalog.show("disk")
         #expect(try await catalog.release("disk") == released)
     }
 
