@@ -16,6 +16,8 @@ public final class BlockFiles: Sendable {
     public struct Snapshot: Sendable, Equatable {
         public var heldBytes: UInt64 = 0
         public var budgetBytes: UInt64 = 0
+        /// What may be held now: the budget, or less where the disk is needed for the reserve.
+        public var limitBytes: UInt64 = 0
         public var files: UInt64 = 0
         /// Reads answered, and their bytes.
         public var reads: UInt64 = 0
@@ -34,11 +36,14 @@ public final class BlockFiles: Sendable {
 
     /// Files open at one time.
     private static let maxOpen = 256
-    /// After a failed write none is tried for so long.
+    /// After a failed write none is tried for so long; where room is short it is looked for again after so long.
     private static let pauseNs: UInt64 = 10_000_000_000
     private static let pieceBytes = 1 << 20
+    /// The disk's free space is looked at again after so many bytes written.
+    private static let checkBytes: UInt64 = 64 << 20
 
     let budgetBytes: UInt64
+    private let reserveBytes: UInt64
     private let disk: any ScratchDisk
     private let environment: any Environment
     private let folder: String
@@ -50,18 +55,28 @@ public final class BlockFiles: Sendable {
         var openCount = 0
         var partNumber = 0
         var pausedUntilNs: UInt64 = 0
+        /// Bytes until the disk's free space is looked at, and when that is due where it is short.
+        var untilCheck: UInt64 = 0
+        var checkAtNs: UInt64 = 0
         var snapshot = Snapshot()
     }
     private let state: Mutex<State>
 
     /// A cache of at most `budgetBytes` in `folder` of `disk`; 0 switches it off. Call `start` before anything else.
-    public init(disk: any ScratchDisk, budgetBytes: UInt64, environment: any Environment, folder: String = "blocks") {
+    ///
+    /// `reserveBytes` of the disk stay free for the journal: where they are not, the cache shrinks.
+    public init(
+        disk: any ScratchDisk, budgetBytes: UInt64, environment: any Environment, folder: String = "blocks",
+        reserveBytes: UInt64 = 1 << 30
+    ) {
         self.budgetBytes = budgetBytes
+        self.reserveBytes = reserveBytes
         self.disk = disk
         self.environment = environment
         self.folder = folder
         var first = State()
         first.snapshot.budgetBytes = budgetBytes
+        first.snapshot.limitBytes = budgetBytes
         state = Mutex(first)
     }
 
@@ -73,11 +88,11 @@ public final class BlockFiles: Sendable {
                 var found: [(ObjectID, UInt64)] = []
                 for name in try disk.list(folder) {
                     let path = folder + "/" + name
-                    if let id = ObjectID(name) {
-                        let size = try disk.open(path, create: false).sizeBytes
-                        if size > 0 { found.append((id, size)) } else { try disk.remove(path) }
-                    } else if name.contains(".part") {
-                        try disk.remove(path)
+                    // One file that cannot be opened should not cost the others.
+                    if let id = ObjectID(name), let size = try? disk.open(path, create: false).sizeBytes, size > 0 {
+                        found.append((id, size))
+                    } else if ObjectID(name) != nil || name.contains(".part") {
+                        try? disk.remove(path)
                     }
                 }
                 return .success(found)
@@ -99,6 +114,7 @@ public final class BlockFiles: Sendable {
             }
             await remove(evicted)
         }
+        await checkRoom()
     }
 
     public var snapshot: Snapshot {
@@ -109,10 +125,14 @@ public final class BlockFiles: Sendable {
         }
     }
 
+    /// The longest object that has a chance to be kept.
+    var limitBytes: UInt64 { state.withLock { $0.snapshot.limitBytes } }
+
     /// Whether a write has a chance now.
     var takesWrites: Bool {
         let now = environment.nowNs
-        return budgetBytes > 0 && state.withLock { now >= $0.pausedUntilNs }
+        return budgetBytes > 0
+            && state.withLock { now >= $0.pausedUntilNs && ($0.snapshot.limitBytes > 0 || now >= $0.checkAtNs) }
     }
 
     /// Which bytes of the object are here.
@@ -186,14 +206,40 @@ public final class BlockFiles: Sendable {
 
     // MARK: Writing
 
+    /// Looks how much of the disk there is for this cache, and shrinks it where that is less than it holds.
+    private func checkRoom() async {
+        guard budgetBytes > 0, reserveBytes > 0 else { return }
+        let disk = disk
+        let free = await environment.offload { try? disk.freeBytes() }
+        let checkAtNs = environment.nowNs + Self.pauseNs
+        let evicted = state.withLock { state -> [BlockFile] in
+            state.untilCheck = Self.checkBytes
+            state.checkAtNs = checkAtNs
+            guard let free else { return [] }
+            let (sum, isHuge) = state.queues.bytes.addingReportingOverflow(free)
+            let room = isHuge ? UInt64.max : sum
+            state.snapshot.limitBytes = min(budgetBytes, room > reserveBytes ? room - reserveBytes : 0)
+            return evict(&state, toFit: 0, keeping: nil) ?? []
+        }
+        await remove(evicted)
+    }
+
     /// Keeps bytes of an object, if there is room and the disk lets it. `total` is the object's length where known.
     func write(_ id: ObjectID, at offset: UInt64, _ bytes: ByteView, total: UInt64?) async {
         let range = offset..<offset + UInt64(bytes.count)
         let now = environment.nowNs
+        let needsCheck = state.withLock { state in
+            let needsCheck =
+                state.untilCheck < UInt64(range.count)
+                || (state.snapshot.limitBytes < budgetBytes && now >= state.checkAtNs)
+            state.untilCheck -= min(state.untilCheck, UInt64(range.count))
+            return needsCheck
+        }
+        if needsCheck { await checkRoom() }
         let plan = state.withLock {
             state -> (entry: BlockFile, open: (any ScratchFile)?, path: String, evicted: [BlockFile])? in
             guard budgetBytes > 0 else { return nil }
-            guard now >= state.pausedUntilNs, max(total ?? 0, UInt64(range.count)) <= budgetBytes else {
+            guard now >= state.pausedUntilNs, max(total ?? 0, UInt64(range.count)) <= state.snapshot.limitBytes else {
                 state.snapshot.bypasses += 1
                 return nil
             }
@@ -366,16 +412,17 @@ public final class BlockFiles: Sendable {
 
     /// Evicts until `bytes` more fit; nil when they cannot.
     private func evict(_ state: inout State, toFit bytes: UInt64, keeping keep: BlockFile?) -> [BlockFile]? {
-        if bytes + (keep?.chargedBytes ?? 0) > budgetBytes { return nil }
+        let limit = state.snapshot.limitBytes
+        if bytes + (keep?.chargedBytes ?? 0) > limit { return nil }
         var evicted: [BlockFile] = []
-        while state.queues.bytes + bytes > budgetBytes, let file = evictOne(&state, keeping: keep) {
+        while state.queues.bytes + bytes > limit, let file = evictOne(&state, keeping: keep) {
             evicted.append(file)
         }
         return evicted
     }
 
     private func evictOne(_ state: inout State, keeping keep: BlockFile?) -> BlockFile? {
-        guard let file = state.queues.evict(keeping: keep, budgetBytes: budgetBytes) else { return nil }
+        guard let file = state.queues.evict(keeping: keep, budgetBytes: state.snapshot.limitBytes) else { return nil }
         state.snapshot.evictions += 1
         forget(&state, file)
         return file

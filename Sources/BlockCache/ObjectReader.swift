@@ -59,6 +59,12 @@ final class ObjectReader: Sendable {
     }
 
     var counters: Counters { table.withLock { $0.counters } }
+    /// Nothing is under way or waits.
+    var isIdle: Bool {
+        table.withLock {
+            $0.fetches.isEmpty && $0.pendingBytes == 0 && $0.foreground == 0 && $0.queue.isEmpty && $0.runners == 0
+        }
+    }
 
     /// The bucket of a location that a manifest names.
     func bucket(_ location: UInt8, of id: ObjectID) throws(StoreError) -> any Bucket {
@@ -270,7 +276,7 @@ final class ObjectReader: Sendable {
     /// Fetches what is missing of a part of an object, in pieces, when there is nothing more urgent.
     func completeInBackground(_ completion: Completion) {
         let lengthBytes = completion.totalBytes ?? UInt64(completion.range.count)
-        guard files.takesWrites, lengthBytes <= files.budgetBytes,
+        guard files.takesWrites, lengthBytes <= files.limitBytes,
             !files.present(completion.id).contains(completion.range)
         else { return }
         let startsRunner = table.withLock { table in

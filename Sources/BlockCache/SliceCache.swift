@@ -181,16 +181,19 @@ public final class SliceCache: Sendable {
     @discardableResult
     public func insert(_ key: SliceKey, fill: (UnsafeMutableRawPointer) -> Void) -> Bool {
         if contains(key) { return false }
-        guard let slot = trySlot(key) else { return false }
+        // A private buffer would be of no use.
+        let frame = take(Self.hash(key), allowsOverflow: false)
+        if frame == .none { return false }
+        let slot = SliceSlot(cache: self, key: key, frame: frame)
         fill(slot.pointer)
         _ = slot.publish()
         return true
     }
 
-    private func take(_ hash: UInt64) -> UInt32 {
+    private func take(_ hash: UInt64, allowsOverflow: Bool = true) -> UInt32 {
         let shard = shard(hash)
         let frame = shard.pointee.lock.withLock { _ in shard.pointee.take() }
-        if frame != .none { return frame }
+        if frame != .none || !allowsOverflow { return frame }
         return overflow.withLock {
             guard let frame = $0.free.popLast() else { return .none }
             $0.total += 1

@@ -70,6 +70,25 @@ struct BlockFilesTests {
         #expect(files.snapshot.evictions > 0 && files.snapshot.errors == 0)
     }
 
+    /// The journal's room is not taken, and what somebody else takes of the disk is given up.
+    @Test func theReserveStaysFree() async throws {
+        let scratch = MemoryScratch(capacityBytes: 400 << 20)
+        let files = BlockFiles(
+            disk: scratch, budgetBytes: 1 << 40, environment: SystemEnvironment(workers: 1), reserveBytes: 100 << 20)
+        await files.start()
+        let whole = object(1, 16 << 20)
+        for n in 0..<40 as Range<UInt64> {
+            await files.adopt(.sample(n), whole)
+            #expect(try scratch.freeBytes() >= 100 << 20)
+        }
+        #expect(files.snapshot.heldBytes > 200 << 20 && files.snapshot.errors == 0)
+        let journal = try scratch.open("journal", create: true)
+        try await journal.write([UInt8](repeating: 1, count: 90 << 20), at: 0)
+        for n in 40..<46 as Range<UInt64> { await files.adopt(.sample(n), whole) }
+        #expect(try scratch.freeBytes() >= 100 << 20)
+        #expect(files.snapshot.heldBytes > 150 << 20 && files.snapshot.errors == 0)
+    }
+
     @Test func whatIsLargerThanTheBudgetIsNotKept() async throws {
         let scratch = MemoryScratch()
         let files = await files(scratch, budget: 1000)

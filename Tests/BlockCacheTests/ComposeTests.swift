@@ -12,13 +12,13 @@ struct ComposeTests {
     }
 
     /// A random base (or none), then random commits over it; all versions, oldest first.
-    static func history(_ bed: LoaderBed, seed: UInt64) async throws -> [Version] {
+    static func history(_ bed: LoaderBed, seed: UInt64, slices count: Int = 32) async throws -> [Version] {
         var random = Random(seed: seed)
         var slices: [Int: [UInt8]] = [:]
         var entry = BlockEntry(base: nil, deltas: [])
         if seed % 4 != 0 {
             // Every second base is large, so that it comes in parts.
-            for slice in 0..<32 where Int.random(in: 0..<3, using: &random) == 0 {
+            for slice in 0..<count where Int.random(in: 0..<3, using: &random) == 0 || count < 32 {
                 slices[slice] = (seed % 2 == 0 ? Sample.sparse : .noise).slice(seed: random.next())
             }
             slices[2] = Sample.text.slice(seed: seed)

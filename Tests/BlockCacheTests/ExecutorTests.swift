@@ -1,62 +1,9 @@
 import Glibc
 import ObjectStore
 import Runtime
-import Synchronization
 import Testing
 
 @testable import BlockCache
-
-/// Runs jobs one by one on the thread that asks for it: nothing else may be needed to get on.
-private final class StepExecutor: TaskExecutor, @unchecked Sendable {  // the queue is locked
-    private enum Step {
-        case job(UnownedJob)
-        case work(@Sendable () -> Void)
-    }
-    private let steps = Mutex<[Step]>([])
-    func enqueue(_ job: consuming ExecutorJob) {
-        let job = UnownedJob(job)
-        steps.withLock { $0.append(.job(job)) }
-    }
-    func post(_ work: @escaping @Sendable () -> Void) { steps.withLock { $0.append(.work(work)) } }
-
-    /// Runs until nothing is left to do; picks among what is ready as `random` says.
-    func drain(_ random: inout Random) -> Int {
-        var count = 0
-        while let step = steps.withLock({
-            $0.isEmpty ? nil : $0.remove(at: Int.random(in: 0..<$0.count, using: &random))
-        }) {
-            count += 1
-            switch step {
-            case .job(let job): job.runSynchronously(on: asUnownedTaskExecutor())
-            case .work(let work): work()
-            }
-        }
-        return count
-    }
-}
-
-private final class StepEnvironment: Environment {
-    private let time = Mutex<UInt64>(1)
-    var nowNs: UInt64 {
-        time.withLock {
-            $0 += 1
-            return $0
-        }
-    }
-    var wallMs: Int64 { 0 }
-    func randomBits() -> UInt64 { nowNs }
-    func sleep(ns: UInt64) async { await Task.yield() }
-    func offload<T: Sendable>(_ work: @escaping @Sendable () -> T) async -> T {
-        await Task.yield()
-        return work()
-    }
-}
-
-private final class Counter: Sendable {
-    private let count = Mutex(0)
-    var value: Int { count.withLock { $0 } }
-    func add(_ n: Int) { count.withLock { $0 += n } }
-}
 
 struct ExecutorTests {
     /// Everything in one thread: loads of many slices at once, with fetches in the background and scratch writes that
@@ -84,7 +31,7 @@ struct ExecutorTests {
                 right.add(isSame ? 1 : 0)
             }
         }
-        let steps = executor.drain(&random)
+        let steps = executor.run(&random)
         #expect(right.value == 40)
         #expect(scratch.contents("blocks/" + ref.id.description)?.count == Int(ref.lengthBytes))
         return (bucket.gets, steps)

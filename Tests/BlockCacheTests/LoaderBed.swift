@@ -95,7 +95,7 @@ final class LoaderBed: Sendable {
         self.scratch = scratch
         faulty = FaultyBucket(bucket, environment: environment)
         cache = SliceCache(budgetBytes: UInt64(frames * Geometry.sliceBytes))
-        files = BlockFiles(disk: scratch, budgetBytes: scratchBytes, environment: environment)
+        files = BlockFiles(disk: scratch, budgetBytes: scratchBytes, environment: environment, reserveBytes: 0)
         await files.start()
         loader = BlockLoader(
             locations: [faulty], cache: cache, files: files, environment: environment, spawn: spawner.spawn)
