@@ -64,7 +64,9 @@ struct CatalogImageTests {
     }
 
     /// Equal, told fast.
-    static func same(_ a: [UInt8]?, _ b: [UInt8]) -> Bool { a.map { $0.count == b.count && memcmp($0, b, b.count) == 0 } ?? false }
+    static func same(_ a: [UInt8]?, _ b: [UInt8]) -> Bool {
+        a.map { $0.count == b.count && memcmp($0, b, b.count) == 0 } ?? false
+    }
 
     /// The whole disk (or generation) as bytes, through an export to a file.
     static func bytes(_ catalog: Catalog, _ name: String, _ generation: UInt64? = nil) async throws -> [UInt8]? {
@@ -82,7 +84,8 @@ struct CatalogImageTests {
         let size = 5 * block + 3 * 512
         // Across blocks, at the very start, in the last sector; block 3 is written, and zeroes; block 4 is a hole.
         let runs = [
-            (0, Self.noise(100_000, &g)), (2 * block - 70_000, Self.noise(140_000, &g)), (3 * block, [UInt8](repeating: 0, count: 1 << 20)),
+            (0, Self.noise(100_000, &g)), (2 * block - 70_000, Self.noise(140_000, &g)),
+            (3 * block, [UInt8](repeating: 0, count: 1 << 20)),
             (size - 512, Self.noise(512, &g)),
         ]
         folder.write("in", size: size, runs.map { (at: $0.0, bytes: $0.1) })
@@ -136,7 +139,10 @@ struct CatalogImageTests {
             #expect(Self.same(try await Self.bytes(catalog, name), padded))
         }
         folder.write("empty", size: 0, [])
-        #expect(await CatalogTests.kind { _ = try await catalog.import(try ImageInput(path: folder.file("empty")), as: "e") } == .invalid)
+        #expect(
+            await CatalogTests.kind {
+                _ = try await catalog.import(try ImageInput(path: folder.file("empty")), as: "e")
+            } == .invalid)
         folder.write("zero", size: 1 << 30, [])
         let zero = try await catalog.import(try ImageInput(path: folder.file("zero")), as: "z")
         #expect(zero.blocks == 0 && zero.generation == 1 && zero.size == 1 << 30)
@@ -192,7 +198,8 @@ struct CatalogImageTests {
         folder.write("in", size: 3_000_064, [(0, bytes)])
         _ = try await catalog.import(try ImageInput(path: folder.file("in")), as: "disk")
         for (fault, kind) in [
-            (StoreFault(.corrupt, verb: .get, keyContains: "blocks/"), .corrupt), (StoreFault(.truncate, verb: .get, keyContains: "blocks/"), .corrupt),
+            (StoreFault(.corrupt, verb: .get, keyContains: "blocks/"), .corrupt),
+            (StoreFault(.truncate, verb: .get, keyContains: "blocks/"), .corrupt),
             (StoreFault(.fail(.notFound), verb: .get, keyContains: "blocks/"), .store(.notFound)),
             (StoreFault(.fail(.unavailable), verb: .get, keyContains: "manifests/"), .store(.unavailable)),
         ] as [(StoreFault, CatalogError.Kind)] {
@@ -208,7 +215,9 @@ struct CatalogImageTests {
         #expect(Self.same(try await Self.bytes(catalog, "disk"), bytes + [UInt8](repeating: 0, count: 320)))
         // And a file that was there is as it was, when the disk is not.
         folder.write("mine", size: 10, [(0, [1, 2, 3])])
-        #expect(await CatalogTests.kind { try await catalog.export("none", to: try ImageOutput(path: folder.file("mine"))) } == .notFound)
+        #expect(
+            await CatalogTests.kind { try await catalog.export("none", to: try ImageOutput(path: folder.file("mine"))) }
+                == .notFound)
         #expect(folder.read("mine") == [1, 2, 3, 0, 0, 0, 0, 0, 0, 0])
     }
 
@@ -254,7 +263,9 @@ struct CatalogImageTests {
                         }
                     }
                     model.withUnsafeBytes {
-                        encoder.add(SliceIndex(slice), data: data, zeroes: zeroes, pages: $0.baseAddress! + frame, layout: .inPlace)
+                        encoder.add(
+                            SliceIndex(slice), data: data, zeroes: zeroes, pages: $0.baseAddress! + frame,
+                            layout: .inPlace)
                     }
                 }
             }
@@ -269,9 +280,13 @@ struct CatalogImageTests {
             }
             manifest = try await test.write(edit)
             let record = GenerationRecord(
-                diskID: head.diskID, generation: n, epoch: head.epoch, kind: .flush, committedAtMs: 1, journalSequence: 0, newBytes: 0,
+                diskID: head.diskID, generation: n, epoch: head.epoch, kind: .flush, committedAtMs: 1,
+                journalSequence: 0, newBytes: 0,
                 manifest: manifest)
-            guard case .done(let new, let tag) = try await catalog.store.heads.update(head, etag, change: { $0.advance(to: record) }) else {
+            guard
+                case .done(let new, let tag) = try await catalog.store.heads.update(
+                    head, etag, change: { $0.advance(to: record) })
+            else {
                 Issue.record("lost")
                 return
             }
@@ -279,7 +294,9 @@ struct CatalogImageTests {
             models.append(model)
         }
         for n in [1, 4, 9] {
-            #expect(Self.same(try await Self.bytes(catalog, "disk", UInt64(n)), models[n - 1]), "seed \(seed) generation \(n)")
+            #expect(
+                Self.same(try await Self.bytes(catalog, "disk", UInt64(n)), models[n - 1]),
+                "seed \(seed) generation \(n)")
         }
     }
 
@@ -311,11 +328,21 @@ struct CatalogImageTests {
         var edit = ManifestEdit(manifest)
         for block in [0, 1] {
             encoder.begin(BlockIndex(UInt64(block)))
-            for (slice, data, zeroes) in [(0, PageMask(pages: 3..<70), PageMask(pages: 0..<3)), (6, .none, .all), (9, .all, .none)] as [(Int, PageMask, PageMask)] {
+            for (slice, data, zeroes) in [
+                (0, PageMask(pages: 3..<70), PageMask(pages: 0..<3)), (6, .none, .all), (9, .all, .none),
+            ] as [(Int, PageMask, PageMask)] {
                 let frame = block * Geometry.blockBytes + slice * Geometry.sliceBytes
-                for page in 0..<128 where data.contains(page) { Self.put(Self.noise(4000, &g) + [UInt8](repeating: 7, count: 96), into: &model, at: frame + page * 4096) }
-                for page in 0..<128 where zeroes.contains(page) { Self.put([UInt8](repeating: 0, count: 4096), into: &model, at: frame + page * 4096) }
-                model.withUnsafeBytes { encoder.add(SliceIndex(slice), data: data, zeroes: zeroes, pages: $0.baseAddress! + frame, layout: .inPlace) }
+                for page in 0..<128 where data.contains(page) {
+                    Self.put(
+                        Self.noise(4000, &g) + [UInt8](repeating: 7, count: 96), into: &model, at: frame + page * 4096)
+                }
+                for page in 0..<128 where zeroes.contains(page) {
+                    Self.put([UInt8](repeating: 0, count: 4096), into: &model, at: frame + page * 4096)
+                }
+                model.withUnsafeBytes {
+                    encoder.add(
+                        SliceIndex(slice), data: data, zeroes: zeroes, pages: $0.baseAddress! + frame, layout: .inPlace)
+                }
             }
         }
         encoder.begin(BlockIndex(1 << 25))
@@ -329,9 +356,12 @@ struct CatalogImageTests {
         }
         let written = try await edit.write(to: store.bucket, location: 0, environment: environment)
         let record = GenerationRecord(
-            diskID: head.diskID, generation: 2, epoch: head.epoch, kind: .flush, committedAtMs: 1, journalSequence: 9, newBytes: 1,
+            diskID: head.diskID, generation: 2, epoch: head.epoch, kind: .flush, committedAtMs: 1, journalSequence: 9,
+            newBytes: 1,
             manifest: written)
-        guard case .done(let new, let tag) = try await store.heads.update(head, etag, change: { $0.advance(to: record) }) else {
+        guard
+            case .done(let new, let tag) = try await store.heads.update(head, etag, change: { $0.advance(to: record) })
+        else {
             Issue.record("lost")
             return
         }
@@ -344,7 +374,9 @@ struct CatalogImageTests {
         let script = #filePath.split(separator: "/").dropLast(2).joined(separator: "/")
         func read(_ name: String) throws -> [UInt8]? {
             let words: [UnsafeMutablePointer<CChar>?] =
-                (["python3", "/\(script)/format/readstore.py", storeFolder, name, folder.file("out")] as [String]).map { strdup($0) } + [nil]
+                (["python3", "/\(script)/format/readstore.py", storeFolder, name, folder.file("out")] as [String]).map {
+                    strdup($0)
+                } + [nil]
             defer { words.forEach { free($0) } }
             var pid: pid_t = 0
             #expect(posix_spawnp(&pid, "python3", nil, nil, words, environ) == 0)
@@ -361,7 +393,9 @@ struct CatalogImageTests {
         #expect(try await catalog.generations("disk").map(\.usedBlocks) == [3, 4, 3])
     }
 
-    @Test(arguments: [512, 4096 + 512, 600 << 10, Geometry.blockBytes - 512, Geometry.blockBytes, Geometry.blockBytes + 512])
+    @Test(arguments: [
+        512, 4096 + 512, 600 << 10, Geometry.blockBytes - 512, Geometry.blockBytes, Geometry.blockBytes + 512,
+    ])
     func whatWasCutOffStaysAway(_ kept: Int) async throws {
         var g = SeededGenerator(seed: 6)
         let test = TestStore()
@@ -371,7 +405,9 @@ struct CatalogImageTests {
         // Something on both sides of every end.
         var image = [UInt8](repeating: 0, count: size)
         for at in stride(from: 0, to: size - 4096, by: 300_000) { Self.put(Self.noise(4096, &g), into: &image, at: at) }
-        for at in [0, 4096, (600 << 10) - 256, Geometry.blockBytes - 1024] { Self.put(Self.noise(2048, &g), into: &image, at: at) }
+        for at in [0, 4096, (600 << 10) - 256, Geometry.blockBytes - 1024] {
+            Self.put(Self.noise(2048, &g), into: &image, at: at)
+        }
         folder.write("in", size: size, [(0, image)])
         _ = try await catalog.import(try ImageInput(path: folder.file("in")), as: "disk")
 
@@ -381,7 +417,9 @@ struct CatalogImageTests {
         #expect(Self.same(try await Self.bytes(catalog, "disk"), Array(image[..<kept])))
         let large = try await catalog.resize("disk", to: UInt64(size))
         #expect(large.size == UInt64(size) && large.generation == 2)
-        #expect(Self.same(try await Self.bytes(catalog, "disk"), image[..<kept] + [UInt8](repeating: 0, count: size - kept)))
+        #expect(
+            Self.same(try await Self.bytes(catalog, "disk"), image[..<kept] + [UInt8](repeating: 0, count: size - kept))
+        )
         // History is as it was.
         #expect(Self.same(try await Self.bytes(catalog, "disk", 1), image))
         #expect(Self.same(try await Self.bytes(catalog, "disk", 2), Array(image[..<kept])))
@@ -395,7 +433,8 @@ struct CatalogImageTests {
         let (head, etag) = try await CatalogTests.own(catalog, "disk", server: "s", alive: true, session: "vm")
         let grown = try await catalog.resize("disk", to: 1 << 44)
         #expect(grown.size == 1 << 44 && grown.epoch == head.epoch && grown.owner != nil)
-        guard case .done(let merged, _) = try await catalog.store.heads.update(head, etag, change: { $0.session = nil }) else {
+        guard case .done(let merged, _) = try await catalog.store.heads.update(head, etag, change: { $0.session = nil })
+        else {
             Issue.record("lost")
             return
         }

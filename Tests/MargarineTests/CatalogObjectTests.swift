@@ -18,10 +18,13 @@ struct CatalogObjectTests {
         head.lose(session: "old")
         let manifest = Manifest(
             sizeBytes: 1 << 30,
-            root: PageRef(id: ObjectID(high: 7, low: 8), location: 0, lengthBytes: 100, usedBlocks: 4, storedBytes: .max), cache: test.cache())
+            root: PageRef(
+                id: ObjectID(high: 7, low: 8), location: 0, lengthBytes: 100, usedBlocks: 4, storedBytes: .max),
+            cache: test.cache())
         head.advance(
             to: GenerationRecord(
-                diskID: head.diskID, generation: 8, epoch: 3, kind: .btrfsLog, committedAtMs: 10, journalSequence: .max, newBytes: 1,
+                diskID: head.diskID, generation: 8, epoch: 3, kind: .btrfsLog, committedAtMs: 10, journalSequence: .max,
+                newBytes: 1,
                 manifest: manifest))
         return head
     }
@@ -32,7 +35,8 @@ struct CatalogObjectTests {
         let sum = ManifestPage.checksum(rest[...])
         let digits = String(sum, radix: 16)
         return Array(
-            "{\"margarine\":\"\(kind)\",\"format\":\(format),\"checksum\":\"\(String(repeating: "0", count: 16 - digits.count))\(digits)\",".utf8) + rest
+            "{\"margarine\":\"\(kind)\",\"format\":\(format),\"checksum\":\"\(String(repeating: "0", count: 16 - digits.count))\(digits)\","
+                .utf8) + rest
     }
 
     static func body(_ head: Head) -> String {
@@ -69,7 +73,9 @@ struct CatalogObjectTests {
             #expect(throws: CatalogError.self, "bit \(bit)") { try Head.decode(bad, name: "disk") }
         }
         for length in 0..<good.count {
-            #expect(throws: CatalogError.self, "cut to \(length)") { try Head.decode(Array(good[..<length]), name: "disk") }
+            #expect(throws: CatalogError.self, "cut to \(length)") {
+                try Head.decode(Array(good[..<length]), name: "disk")
+            }
         }
         #expect(throws: CatalogError.self) { try Head.decode(good + [10], name: "disk") }
     }
@@ -92,9 +98,11 @@ struct CatalogObjectTests {
     }
 
     @Test(arguments: [
-        ("\"epoch\":3,\"generation\":8", "\"epoch\":2,\"generation\":8"), ("\"generation\":8,\"lost", "\"generation\":9,\"lost"),
+        ("\"epoch\":3,\"generation\":8", "\"epoch\":2,\"generation\":8"),
+        ("\"generation\":8,\"lost", "\"generation\":9,\"lost"),
         ("\"sizeBytes\":1073741824", "\"sizeBytes\":1073741825"), ("\"sizeBytes\":1073741824", "\"sizeBytes\":0"),
-        ("\"depth\":1", "\"depth\":2"), ("\"usedBlocks\":4", "\"usedBlocks\":5"), ("\"safePoints\":\"auto\"", "\"safePoints\":\"never\""),
+        ("\"depth\":1", "\"depth\":2"), ("\"usedBlocks\":4", "\"usedBlocks\":5"),
+        ("\"safePoints\":\"auto\"", "\"safePoints\":\"never\""),
         ("\"resumeWindowMs\":60000", "\"resumeWindowMs\":-1"), ("\"kind\":\"btrfsLog\"", "\"kind\":\"guess\""),
         ("0123456789abcdef", "0123456789ABCDEF"), ("\"epoch\":3", "\"epoch\":-3"), ("\"nonce\"", "\"once\""),
     ])
@@ -107,7 +115,9 @@ struct CatalogObjectTests {
 
     @Test func aStoreIsMadeOnceAndKnowsItsOwn() async throws {
         let test = TestStore()
-        let missing = await CatalogTests.kind { _ = try await Store.open(bucket: test.faulty, environment: test.environment, readOnly: true) }
+        let missing = await CatalogTests.kind {
+            _ = try await Store.open(bucket: test.faulty, environment: test.environment, readOnly: true)
+        }
         #expect(missing == .notFound)
         #expect(test.memory.contents.isEmpty)
         async let one = Store.open(bucket: test.faulty, environment: test.environment)
@@ -118,8 +128,15 @@ struct CatalogObjectTests {
         #expect(reader.id == ids.0)
 
         for (bytes, part) in [
-            (Self.sealed("\"blockBytes\":4194304,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store"), "4194304-byte blocks"),
-            (Self.sealed("\"blockBytes\":16777216,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store", format: "2"), "format version 2"),
+            (
+                Self.sealed("\"blockBytes\":4194304,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store"),
+                "4194304-byte blocks"
+            ),
+            (
+                Self.sealed(
+                    "\"blockBytes\":16777216,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store", format: "2"),
+                "format version 2"
+            ),
             (Array("{}".utf8), "not a store"), ([], "not a store"),
         ] {
             let other = TestStore()
@@ -134,7 +151,9 @@ struct CatalogObjectTests {
         // A store that is away is not taken for one that is not there.
         let away = TestStore()
         away.faulty.inject(StoreFault(.fail(.unavailable), verb: .get))
-        let kind = await CatalogTests.kind { _ = try await Store.open(bucket: away.faulty, environment: away.environment) }
+        let kind = await CatalogTests.kind {
+            _ = try await Store.open(bucket: away.faulty, environment: away.environment)
+        }
         #expect(kind == .store(.unavailable) && away.memory.contents.isEmpty)
     }
 }

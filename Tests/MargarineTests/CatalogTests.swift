@@ -11,7 +11,8 @@ import Testing
 struct CatalogTests {
     /// A catalog on a store in memory; `running` are the servers whose processes live.
     static func open(_ store: TestStore, _ bucket: (any Bucket)? = nil) async throws -> Catalog {
-        Catalog(try await Store.open(bucket: bucket ?? store.faulty, environment: store.environment)) { _ in .outOfSight }
+        Catalog(try await Store.open(bucket: bucket ?? store.faulty, environment: store.environment)) { _ in .outOfSight
+        }
     }
 
     static func kind(_ body: () async throws -> Void) async -> CatalogError.Kind? {
@@ -20,7 +21,9 @@ struct CatalogTests {
     }
 
     /// Gives a disk to a server that is (or is not) alive, as an attachment does.
-    static func own(_ catalog: Catalog, _ name: String, server: String, alive: Bool, session: String? = nil) async throws -> (Head, ETag) {
+    static func own(_ catalog: Catalog, _ name: String, server: String, alive: Bool, session: String? = nil)
+        async throws -> (Head, ETag)
+    {
         var (head, etag) = try await catalog.load(name)
         head.epoch += 1
         head.owner = Head.Owner(server: server, host: "h", sinceMs: 1)
@@ -64,7 +67,8 @@ struct CatalogTests {
         #expect(try await catalog.list().map(\.name) == ["also.here-2_x"])
         for body in [
             { _ = try await catalog.show("work") }, { try await catalog.delete("work") },
-            { _ = try await catalog.set("work", .init(durability: .memory)) }, { _ = try await catalog.release("none") },
+            { _ = try await catalog.set("work", .init(durability: .memory)) },
+            { _ = try await catalog.release("none") },
         ] as [() async throws -> Void] {
             #expect(await Self.kind(body) == .notFound)
         }
@@ -99,7 +103,9 @@ struct CatalogTests {
             if round > 0 { try await catalogs[0].delete("disk") }
             let outcomes = await withTaskGroup(of: CatalogError.Kind?.self) { group in
                 for i in 0..<8 {
-                    group.addTask { await Self.kind { _ = try await catalogs[i % 2].create("disk", sizeBytes: UInt64(i + 1) * 512) } }
+                    group.addTask {
+                        await Self.kind { _ = try await catalogs[i % 2].create("disk", sizeBytes: UInt64(i + 1) * 512) }
+                    }
                 }
                 return await group.reduce(into: []) { $0.append($1) }
             }
@@ -131,7 +137,8 @@ struct CatalogTests {
         let test = TestStore()
         let catalog = try await Self.open(test)
         test.faulty.inject(
-            StoreFault(tookEffect ? .failAfterEffect(.unclear) : .fail(.unclear), verb: .put, keyContains: "head", count: 3))
+            StoreFault(
+                tookEffect ? .failAfterEffect(.unclear) : .fail(.unclear), verb: .put, keyContains: "head", count: 3))
         let made = try await catalog.create("disk", sizeBytes: 512)
         #expect(made.epoch == 0)
         _ = try await catalog.set("disk", .init(durability: .store))
@@ -216,7 +223,8 @@ struct CatalogTests {
         let record = ServerRecord(
             id: "s", host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: [], timeMs: 1_000_000)
         for (now, process, alive) in [
-            (1_000_000, .outOfSight, true), (1_029_999, .running, true), (1_030_000, .running, false), (900_000, .outOfSight, true),
+            (1_000_000, .outOfSight, true), (1_029_999, .running, true), (1_030_000, .running, false),
+            (900_000, .outOfSight, true),
             (1_000_000, .gone, false),
         ] as [(Int64, ProcessState, Bool)] {
             #expect(record.isAlive(nowMs: now, process: { _ in process }) == alive)
@@ -232,7 +240,9 @@ struct CatalogTests {
 
     @Test func processesOfThisMachine() throws {
         let mine = LocalProcess.record(id: "me", addresses: ["tcp://a"], environment: SeededEnvironment())
-        #expect(!mine.bootID.isEmpty && !mine.pidNamespace.isEmpty && mine.pid > 0 && mine.startTicks > 0 && !mine.host.isEmpty)
+        #expect(
+            !mine.bootID.isEmpty && !mine.pidNamespace.isEmpty && mine.pid > 0 && mine.startTicks > 0
+                && !mine.host.isEmpty)
         #expect(LocalProcess.state(mine) == .running)
         for (change, state) in [
             ({ $0.startTicks += 1 }, .gone), ({ $0.bootID = "x" }, .outOfSight), ({ $0.bootID = "" }, .outOfSight),
@@ -296,10 +306,14 @@ struct CatalogTests {
             edit.set(BlockIndex(3), entries.last!)
             manifest = try await test.write(edit)
             let record = GenerationRecord(
-                diskID: head.diskID, generation: n, epoch: head.epoch, kind: .flush, committedAtMs: Int64(n), journalSequence: 10 * n,
+                diskID: head.diskID, generation: n, epoch: head.epoch, kind: .flush, committedAtMs: Int64(n),
+                journalSequence: 10 * n,
                 newBytes: manifest.bytesWritten, manifest: manifest)
             if n == 3 { _ = try await catalog.set("disk", .init(durability: .store)) }
-            guard case .done(let new, let tag) = try await catalog.store.heads.update(head, etag, change: { $0.advance(to: record) }) else {
+            guard
+                case .done(let new, let tag) = try await catalog.store.heads.update(
+                    head, etag, change: { $0.advance(to: record) })
+            else {
                 Issue.record("generation \(n) lost")
                 return
             }
@@ -336,9 +350,14 @@ struct CatalogTests {
         _ = try await catalog.create("disk", sizeBytes: 1 << 30)
         var (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true)
         let (low, high) = (BlockEntry.random(using: &g), BlockEntry.random(using: &g))
-        for (n, block, entry, size) in [(1, 3, low, 1 << 30), (2, 1 << 30, high, 1 << 60)] as [(UInt64, UInt64, BlockEntry, UInt64)] {
+        for (n, block, entry, size) in [(1, 3, low, 1 << 30), (2, 1 << 30, high, 1 << 60)]
+            as [(UInt64, UInt64, BlockEntry, UInt64)]
+        {
             _ = try await catalog.resize("disk", to: size)
-            guard case .done(let grown, let tag) = try await catalog.store.heads.update(head, etag, change: { $0.session = "x\(n)" }) else {
+            guard
+                case .done(let grown, let tag) = try await catalog.store.heads.update(
+                    head, etag, change: { $0.session = "x\(n)" })
+            else {
                 Issue.record("lost")
                 return
             }
@@ -356,9 +375,13 @@ struct CatalogTests {
             let written = try await test.write(edit)
             #expect(written.depth == (n == 1 ? 1 : 4))
             let record = GenerationRecord(
-                diskID: grown.diskID, generation: n, epoch: grown.epoch, kind: .flush, committedAtMs: 1, journalSequence: 0, newBytes: 0,
+                diskID: grown.diskID, generation: n, epoch: grown.epoch, kind: .flush, committedAtMs: 1,
+                journalSequence: 0, newBytes: 0,
                 manifest: written)
-            guard case .done(let new, let newTag) = try await catalog.store.heads.update(grown, tag, change: { $0.advance(to: record) }) else {
+            guard
+                case .done(let new, let newTag) = try await catalog.store.heads.update(
+                    grown, tag, change: { $0.advance(to: record) })
+            else {
                 Issue.record("lost")
                 return
             }
@@ -377,15 +400,21 @@ struct CatalogTests {
         let (head, etag) = try await Self.own(catalog, "disk", server: "s1", alive: true)
         func record(_ journal: UInt64) -> GenerationRecord {
             GenerationRecord(
-                diskID: head.diskID, generation: 1, epoch: head.epoch, kind: .clean, committedAtMs: 1, journalSequence: journal, newBytes: 0,
+                diskID: head.diskID, generation: 1, epoch: head.epoch, kind: .clean, committedAtMs: 1,
+                journalSequence: journal, newBytes: 0,
                 manifest: head.manifest(cache: test.cache()))
         }
         // Took effect, and neither the answer nor reading back came through.
         test.faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "head", count: 1))
         test.faulty.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "head", count: 1))
-        let kind = await Self.kind { _ = try await catalog.store.heads.update(head, etag) { $0.advance(to: record(5)) } }
+        let kind = await Self.kind {
+            _ = try await catalog.store.heads.update(head, etag) { $0.advance(to: record(5)) }
+        }
         #expect(kind == .store(.unclear))
-        guard case .stale(let found, _) = try await catalog.store.heads.update(head, etag, change: { $0.advance(to: record(9)) }) else {
+        guard
+            case .stale(let found, _) = try await catalog.store.heads.update(
+                head, etag, change: { $0.advance(to: record(9)) })
+        else {
             Issue.record("a second commit of the same number was taken")
             return
         }
@@ -393,7 +422,8 @@ struct CatalogTests {
     }
 
     @Test func lostSessionsAreBounded() {
-        var head = Head(diskID: ObjectID(high: 1, low: 1), name: "d", sizeBytes: 512, options: DiskOptions(), createdAtMs: 0)
+        var head = Head(
+            diskID: ObjectID(high: 1, low: 1), name: "d", sizeBytes: 512, options: DiskOptions(), createdAtMs: 0)
         for i in 0..<100 { head.lose(session: "s\(i)") }
         #expect(head.lostSessions.count == 64 && head.lostSessions.last == "s99" && head.lostSessions.first == "s36")
         head.lose(session: "s50")

@@ -22,7 +22,8 @@ struct ManifestPageTests {
                 slots.map { _ in
                     PageRef(
                         id: ObjectID(high: g.next(), low: g.next()), location: UInt8(g.next() & 3),
-                        lengthBytes: UInt32.random(in: 57...100_000, using: &g), usedBlocks: g.next() % 512 + 1, storedBytes: g.next() >> 20)
+                        lengthBytes: UInt32.random(in: 57...100_000, using: &g), usedBlocks: g.next() % 512 + 1,
+                        storedBytes: g.next() >> 20)
                 }))
     }
 
@@ -50,7 +51,11 @@ struct ManifestPageTests {
                     (0..<512).map {
                         BlockEntry(
                             base: nil,
-                            deltas: [DeltaRef(id: id($0), location: 0, offsetBytes: 64, lengthBytes: 9, touchedSlices: 1, zeroedSlices: 0)])
+                            deltas: [
+                                DeltaRef(
+                                    id: id($0), location: 0, offsetBytes: 64, lengthBytes: 9, touchedSlices: 1,
+                                    zeroedSlices: 0)
+                            ])
                     }))
         }
         let one = page { _ in shared }.encoded().count
@@ -68,7 +73,9 @@ struct ManifestPageTests {
                 #expect(throws: StoreError.self, "bit \(bit)") { try ManifestPage.decode(bad, id: page.id) }
             }
             for length in 0..<good.count {
-                #expect(throws: StoreError.self, "cut to \(length)") { try ManifestPage.decode(Array(good[..<length]), id: page.id) }
+                #expect(throws: StoreError.self, "cut to \(length)") {
+                    try ManifestPage.decode(Array(good[..<length]), id: page.id)
+                }
             }
             #expect(throws: StoreError.self) { try ManifestPage.decode(good + [0], id: page.id) }
             #expect(throws: StoreError.self) { try ManifestPage.decode([], id: page.id) }
@@ -84,7 +91,10 @@ struct ManifestPageTests {
         var taken = 0
         var refused = 0
         for round in 0..<2500 {
-            let page = round % 2 == 0 ? Self.leaf(Int.random(in: 1...6, using: &g), using: &g) : Self.inner(Int.random(in: 1...6, using: &g), using: &g)
+            let page =
+                round % 2 == 0
+                ? Self.leaf(Int.random(in: 1...6, using: &g), using: &g)
+                : Self.inner(Int.random(in: 1...6, using: &g), using: &g)
             var bytes = page.encoded()
             for _ in 0..<Int.random(in: 1...3, using: &g) {
                 let at = Int.random(in: 0..<bytes.count - 8, using: &g)
@@ -137,7 +147,8 @@ struct ManifestPageTests {
             let manifest = Manifest(
                 sizeBytes: 1 << 40,
                 root: PageRef(
-                    id: page.id, location: 0, lengthBytes: UInt32(bytes.count), usedBlocks: page.usedBlocks, storedBytes: page.storedBytes),
+                    id: page.id, location: 0, lengthBytes: UInt32(bytes.count), usedBlocks: page.usedBlocks,
+                    storedBytes: page.storedBytes),
                 cache: store.cache())
             await #expect { try await manifest.load(BlockIndex(0)) } throws: { ($0 as? StoreError)?.kind == .corrupt }
             #expect(manifest.entry(BlockIndex(0)) == .notLoaded)

@@ -49,7 +49,8 @@ struct ManifestSetsTests {
     @Test func removalsAtTheEdgesOfPages() async throws {
         var g = SeededGenerator(seed: 3)
         let store = TestStore()
-        let edges = [0, 1, 511, 512, 513, 1023, 1024, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 18) + 512] as [UInt64]
+        let edges =
+            [0, 1, 511, 512, 513, 1023, 1024, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 18) + 512] as [UInt64]
         var edit = ManifestEdit(.empty(sizeBytes: 1 << 50, cache: store.cache()))
         var model: [UInt64: BlockEntry] = [:]
         for edge in edges {
@@ -76,7 +77,8 @@ struct ManifestSetsTests {
         let block = UInt64(Geometry.blockBytes)
         for (size, blocks, depth) in [
             (512, 1, 1), (block, 1, 1), (block + 512, 2, 1), (512 * block, 512, 1), (512 * block + 512, 513, 2),
-            (1 << 42, 1 << 18, 2), ((1 << 42) + 512, (1 << 18) + 1, 3), (1 << 51, 1 << 27, 3), ((1 << 51) + 512, (1 << 27) + 1, 4),
+            (1 << 42, 1 << 18, 2), ((1 << 42) + 512, (1 << 18) + 1, 3), (1 << 51, 1 << 27, 3),
+            ((1 << 51) + 512, (1 << 27) + 1, 4),
             (1 << 60, 1 << 36, 4), ((1 << 60) + 512, (1 << 36) + 1, 5), (ManifestShape.maxSizeBytes, (1 << 40) - 1, 5),
         ] as [(UInt64, UInt64, Int)] {
             #expect(ManifestShape.blocks(sizeBytes: size) == blocks)

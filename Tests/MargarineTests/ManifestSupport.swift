@@ -47,13 +47,18 @@ struct TestStore {
     let environment: SeededEnvironment
     init(seed: UInt64 = 1) {
         environment = SeededEnvironment(seed: seed)
-        faulty = FaultyBucket(CountingBucket(memory, counters: counters, environment: environment), environment: environment)
+        faulty = FaultyBucket(
+            CountingBucket(memory, counters: counters, environment: environment), environment: environment)
     }
-    func cache(budgetBytes: Int = 64 << 20) -> ManifestCache { ManifestCache(Locations([faulty]), budgetBytes: budgetBytes) }
+    func cache(budgetBytes: Int = 64 << 20) -> ManifestCache {
+        ManifestCache(Locations([faulty]), budgetBytes: budgetBytes)
+    }
     /// Objects put and objects got since the start.
     var puts: UInt64 { counters.snapshot.put.started }
     var gets: UInt64 { counters.snapshot.get.started }
-    func write(_ edit: ManifestEdit) async throws -> Manifest { try await edit.write(to: faulty, location: 0, environment: environment) }
+    func write(_ edit: ManifestEdit) async throws -> Manifest {
+        try await edit.write(to: faulty, location: 0, environment: environment)
+    }
 }
 
 extension BlockEntry {
@@ -63,14 +68,16 @@ extension BlockEntry {
         let deltas = Int.random(in: 0...BlockEntry.maxDeltas, using: &g)
         if deltas == 0 || Bool.random(using: &g) {
             entry.base = BaseRef(
-                id: ObjectID(high: g.next(), low: g.next()), location: 0, lengthBytes: UInt32.random(in: 1...16_000_000, using: &g),
+                id: ObjectID(high: g.next(), low: g.next()), location: 0,
+                lengthBytes: UInt32.random(in: 1...16_000_000, using: &g),
                 nonzeroSlices: UInt32.random(in: 1 ... .max, using: &g))
         }
         for _ in 0..<deltas {
             let touched = UInt32.random(in: 1 ... .max, using: &g)
             entry.deltas.append(
                 DeltaRef(
-                    id: ObjectID(high: g.next() & 3, low: 7), location: UInt8(g.next() & 1), offsetBytes: UInt32.random(in: 1 ... .max, using: &g),
+                    id: ObjectID(high: g.next() & 3, low: 7), location: UInt8(g.next() & 1),
+                    offsetBytes: UInt32.random(in: 1 ... .max, using: &g),
                     lengthBytes: UInt32.random(in: 1...100_000, using: &g), touchedSlices: touched,
                     zeroedSlices: touched & UInt32(truncatingIfNeeded: g.next())))
         }

@@ -38,7 +38,10 @@ struct ManifestTests {
         var g = SeededGenerator(seed: seed)
         let store = TestStore(seed: seed)
         // Sizes with 1 to 5 levels.
-        let sizes: [UInt64] = [512, 3 << 24, 512 << 24, (513 << 24) + 512, 1 << 42, (1 << 42) + 512, 1 << 50, 1 << 58, ManifestShape.maxSizeBytes]
+        let sizes: [UInt64] = [
+            512, 3 << 24, 512 << 24, (513 << 24) + 512, 1 << 42, (1 << 42) + 512, 1 << 50, 1 << 58,
+            ManifestShape.maxSizeBytes,
+        ]
         var size = sizes.randomElement(using: &g)!
         var model: [UInt64: BlockEntry] = [:]
         var manifest = Manifest.empty(sizeBytes: size, cache: store.cache())
@@ -48,7 +51,10 @@ struct ManifestTests {
                 let blocks = ManifestShape.blocks(sizeBytes: size)
                 // Near the ends, near each other, or anywhere.
                 let near = model.keys.sorted().randomElement(using: &g) ?? 0
-                let block = [UInt64.random(in: 0..<blocks, using: &g), blocks - 1, 0, min(near + g.next() % 3, blocks - 1), g.next() % min(blocks, 2000)].randomElement(using: &g)!
+                let block = [
+                    UInt64.random(in: 0..<blocks, using: &g), blocks - 1, 0, min(near + g.next() % 3, blocks - 1),
+                    g.next() % min(blocks, 2000),
+                ].randomElement(using: &g)!
                 switch Int.random(in: 0...9, using: &g) {
                 case 0...6:
                     let entry = BlockEntry.random(using: &g)
@@ -58,7 +64,8 @@ struct ManifestTests {
                     edit.set(BlockIndex(block), nil)
                     model[block] = nil
                 case 8:
-                    let other = [block + 1, block + g.next() % 1000, UInt64.random(in: 0...blocks, using: &g), blocks].randomElement(using: &g)!
+                    let other = [block + 1, block + g.next() % 1000, UInt64.random(in: 0...blocks, using: &g), blocks]
+                        .randomElement(using: &g)!
                     let range = min(block, other)..<min(max(block, other), blocks)
                     edit.removeAll(in: BlockIndex(range.lowerBound)..<BlockIndex(range.upperBound))
                     model = model.filter { !range.contains($0.key) }
@@ -74,12 +81,17 @@ struct ManifestTests {
             // Now and then as after a restart.
             if round % 5 == 4 { manifest = Manifest(sizeBytes: size, root: manifest.root, cache: store.cache()) }
             // And with next to no memory.
-            if round % 7 == 6 { manifest = Manifest(sizeBytes: size, root: manifest.root, cache: store.cache(budgetBytes: 1)) }
+            if round % 7 == 6 {
+                manifest = Manifest(sizeBytes: size, root: manifest.root, cache: store.cache(budgetBytes: 1))
+            }
             if round % 4 == 3 {
-                let probes = (0..<20).map { _ in UInt64.random(in: 0..<ManifestShape.blocks(sizeBytes: size), using: &g) }
+                let probes = (0..<20).map { _ in UInt64.random(in: 0..<ManifestShape.blocks(sizeBytes: size), using: &g)
+                }
                 try await Self.compare(manifest, model, probes: probes)
             }
-            if manifest.cache.budgetBytes == 1 { manifest = Manifest(sizeBytes: size, root: manifest.root, cache: store.cache()) }
+            if manifest.cache.budgetBytes == 1 {
+                manifest = Manifest(sizeBytes: size, root: manifest.root, cache: store.cache())
+            }
         }
         try await Self.compare(manifest, model, probes: [0, ManifestShape.blocks(sizeBytes: size) - 1])
     }
@@ -109,7 +121,9 @@ struct ManifestTests {
         for block in 0..<UInt64(1_000_000) {
             edit.set(
                 BlockIndex(block),
-                BlockEntry(base: BaseRef(id: ObjectID(high: block, low: 1), location: 0, lengthBytes: 100, nonzeroSlices: 1), deltas: []))
+                BlockEntry(
+                    base: BaseRef(id: ObjectID(high: block, low: 1), location: 0, lengthBytes: 100, nonzeroSlices: 1),
+                    deltas: []))
         }
         let full = try await store.write(edit)
         #expect(full.depth == 3)
@@ -124,7 +138,9 @@ struct ManifestTests {
         var one = ManifestEdit(cold)
         one.set(
             BlockIndex(777_777),
-            BlockEntry(base: BaseRef(id: ObjectID(high: 0, low: 2), location: 0, lengthBytes: 7, nonzeroSlices: 1), deltas: []))
+            BlockEntry(
+                base: BaseRef(id: ObjectID(high: 0, low: 2), location: 0, lengthBytes: 7, nonzeroSlices: 1), deltas: [])
+        )
         let next = try await store.write(one)
         #expect(store.puts - puts == 3)
         #expect(store.gets - gets == 3)

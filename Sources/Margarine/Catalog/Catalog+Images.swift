@@ -54,7 +54,8 @@ extension Catalog {
                 while true {
                     while !isAtEnd, begun - written < Self.parallelBlocks {
                         let place = next
-                        let found = try await CatalogError.wrap { () async throws(StoreError) -> (BlockIndex, BlockEntry)? in
+                        let found = try await CatalogError.wrap {
+                            () async throws(StoreError) -> (BlockIndex, BlockEntry)? in
                             guard let block = try await manifest.nextUsed(from: place) else { return nil }
                             return try await manifest.find(block).map { (block, $0) }
                         }
@@ -119,10 +120,12 @@ extension Catalog {
         var head: Head
         if let found = place?.head, !found.deleted {
             guard found.record == nil, found.owner == nil else {
-                throw CatalogError(.exists, "disk '\(name)' is in use or has been written already; import under another name")
+                throw CatalogError(
+                    .exists, "disk '\(name)' is in use or has been written already; import under another name")
             }
             guard found.sizeBytes >= imageBytes else {
-                throw CatalogError(.invalid, "disk '\(name)' has \(found.sizeBytes) bytes, too few for an image of \(imageBytes)")
+                throw CatalogError(
+                    .invalid, "disk '\(name)' has \(found.sizeBytes) bytes, too few for an image of \(imageBytes)")
             }
             head = found
             head.epoch += 1
@@ -130,17 +133,20 @@ extension Catalog {
             try Self.check(options)
             head = try newHead(name, over: place?.head, sizeBytes: imageBytes, options: options)
         }
-        let (edit, blockBytes) = try await load(image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
+        let (edit, blockBytes) = try await load(
+            image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
         let manifest = try await CatalogError.wrap { () async throws(StoreError) in
             try await edit.write(to: store.bucket, location: 0, environment: store.environment)
         }
         head.advance(
             to: GenerationRecord(
                 diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .imported,
-                committedAtMs: store.environment.wallMs, journalSequence: 0, newBytes: blockBytes + manifest.bytesWritten,
+                committedAtMs: store.environment.wallMs, journalSequence: 0,
+                newBytes: blockBytes + manifest.bytesWritten,
                 manifest: manifest))
         guard case .won = try await store.heads.swap(head, expecting: place?.etag) else {
-            throw CatalogError(.conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")
+            throw CatalogError(
+                .conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")
         }
         progress(image.sizeBytes, image.sizeBytes)
         return try await info(head)

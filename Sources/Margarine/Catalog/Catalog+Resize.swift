@@ -24,7 +24,9 @@ extension Catalog {
             if sizeBytes < old.sizeBytes {
                 guard shrink else {
                     throw CatalogError(
-                        .invalid, "disk '\(name)' has \(old.sizeBytes) bytes; what lies behind \(sizeBytes) would be lost: use --shrink to mean it")
+                        .invalid,
+                        "disk '\(name)' has \(old.sizeBytes) bytes; what lies behind \(sizeBytes) would be lost: use --shrink to mean it"
+                    )
                 }
                 if let owner = old.owner, !force {
                     if try await store.isAlive(owner, process: process) { throw Self.owned(old, "make it smaller") }

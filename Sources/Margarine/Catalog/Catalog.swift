@@ -100,7 +100,9 @@ package struct Catalog: Sendable {
     // MARK: Changing
 
     /// Makes a disk, all zeroes. Takes no space and no time, whatever its size.
-    package func create(_ name: String, sizeBytes: UInt64, options: DiskOptions = DiskOptions()) async throws(CatalogError) -> DiskInfo {
+    package func create(_ name: String, sizeBytes: UInt64, options: DiskOptions = DiskOptions())
+        async throws(CatalogError) -> DiskInfo
+    {
         try DiskSize.check(sizeBytes)
         try Self.check(options)
         for _ in 0..<Self.maxAttempts {
@@ -112,8 +114,11 @@ package struct Catalog: Sendable {
     }
 
     /// The head of a new disk on a free name; counts on from a tombstone there.
-    func newHead(_ name: String, over old: Head?, sizeBytes: UInt64, options: DiskOptions) throws(CatalogError) -> Head {
-        if let old, !old.deleted { throw CatalogError(.exists, "there is a disk '\(name)' already; delete it first, or take another name") }
+    func newHead(_ name: String, over old: Head?, sizeBytes: UInt64, options: DiskOptions) throws(CatalogError) -> Head
+    {
+        if let old, !old.deleted {
+            throw CatalogError(.exists, "there is a disk '\(name)' already; delete it first, or take another name")
+        }
         var head = Head(
             diskID: store.environment.objectID(), name: name, sizeBytes: sizeBytes, options: options,
             createdAtMs: store.environment.wallMs)
@@ -185,18 +190,22 @@ package struct Catalog: Sendable {
 
     static func check(_ options: DiskOptions) throws(CatalogError) {
         guard (0...DiskOptions.maxResumeWindowMs).contains(options.resumeWindowMs) else {
-            throw CatalogError(.invalid, "a resume window is from 0 to \(DiskOptions.maxResumeWindowMs / 3_600_000) hours")
+            throw CatalogError(
+                .invalid, "a resume window is from 0 to \(DiskOptions.maxResumeWindowMs / 3_600_000) hours")
         }
     }
 
     static func owned(_ head: Head, _ todo: String) -> CatalogError {
         let owner = head.owner.map { "server \($0.server) on \($0.host)" } ?? "a server"
         return CatalogError(
-            .owned, "disk '\(head.name)' is served by \(owner), which is alive; stop it, or use --force to \(todo) all the same")
+            .owned,
+            "disk '\(head.name)' is served by \(owner), which is alive; stop it, or use --force to \(todo) all the same"
+        )
     }
 
     static func conflict(_ name: String) -> CatalogError {
-        CatalogError(.conflict, "disk '\(name)' was changed by others \(maxAttempts) times while this tried to; try again")
+        CatalogError(
+            .conflict, "disk '\(name)' was changed by others \(maxAttempts) times while this tried to; try again")
     }
 }
 

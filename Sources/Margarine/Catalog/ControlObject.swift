@@ -27,14 +27,19 @@ enum ControlObject {
     static func open<T: Codable>(
         _ type: T.Type, _ bytes: [UInt8], kind: String, format: Int, what: String
     ) throws(CatalogError) -> T {
-        guard bytes.count <= maxBytes else { throw CatalogError(.corrupt, "\(what) has \(bytes.count) bytes: not a \(kind)") }
+        guard bytes.count <= maxBytes else {
+            throw CatalogError(.corrupt, "\(what) has \(bytes.count) bytes: not a \(kind)")
+        }
         let head = Array(head(kind, format).utf8)
         guard bytes.starts(with: head) else {
             let start = "{\"margarine\":\"\(kind)\",\"format\":"
             if bytes.starts(with: Array(start.utf8)) {
-                let version = String(decoding: bytes.dropFirst(start.utf8.count).prefix { $0 >= 48 && $0 <= 57 }.prefix(9), as: UTF8.self)
+                let version = String(
+                    decoding: bytes.dropFirst(start.utf8.count).prefix { $0 >= 48 && $0 <= 57 }.prefix(9), as: UTF8.self
+                )
                 throw CatalogError(
-                    .corrupt, "\(what) has format version \(version), this Margarine reads version \(format): use a later one")
+                    .corrupt,
+                    "\(what) has format version \(version), this Margarine reads version \(format): use a later one")
             }
             throw CatalogError(.corrupt, "\(what) is not a \(kind) of Margarine")
         }

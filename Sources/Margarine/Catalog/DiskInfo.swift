@@ -41,7 +41,9 @@ public struct DiskInfo: Sendable, Codable, Equatable {
         size = head.sizeBytes
         generation = head.generation
         epoch = head.epoch
-        owner = head.owner.map { Owner(server: $0.server, host: $0.host, since: isoTime($0.sinceMs), alive: ownerAlive) }
+        owner = head.owner.map {
+            Owner(server: $0.server, host: $0.host, since: isoTime($0.sinceMs), alive: ownerAlive)
+        }
         session = head.session
         safePoints = head.options.safePoints
         durability = head.options.durability

@@ -27,7 +27,8 @@ package enum DiskSize {
     package static func check(_ bytes: UInt64) throws(CatalogError) {
         guard isValid(bytes) else {
             throw CatalogError(
-                .invalid, "a disk of \(bytes) bytes cannot be: sizes are multiples of 512, from 512 to \(maxBytes) (16E)")
+                .invalid,
+                "a disk of \(bytes) bytes cannot be: sizes are multiples of 512, from 512 to \(maxBytes) (16E)")
         }
     }
 }
@@ -48,7 +49,8 @@ package enum DiskName {
         guard isValid(name) else {
             throw CatalogError(
                 .invalid,
-                "'\(name.prefix(64))' cannot be the name of a disk: 1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
+                "'\(name.prefix(64))' cannot be the name of a disk: 1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+            )
         }
     }
 }

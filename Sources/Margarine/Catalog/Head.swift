@@ -116,7 +116,8 @@ package struct Head: Sendable, Equatable, Codable {
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
         let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
-        guard head.name == name, DiskSize.isValid(head.sizeBytes), (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
+        guard head.name == name, DiskSize.isValid(head.sizeBytes),
+            (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
             head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
             head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch,
             head.record?.sizeBytes ?? 0 <= head.sizeBytes
@@ -126,7 +127,8 @@ package struct Head: Sendable, Equatable, Codable {
     }
 
     enum CodingKeys: String, CodingKey {
-        case diskID, name, sizeBytes, options, generation, epoch, owner, session, lostSessions, createdAtMs, deleted, record, nonce
+        case diskID, name, sizeBytes, options, generation, epoch, owner, session, lostSessions, createdAtMs, deleted,
+            record, nonce
     }
 
     package init(from decoder: any Decoder) throws {

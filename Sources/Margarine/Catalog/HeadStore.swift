@@ -86,7 +86,8 @@ package struct HeadStore: Sendable {
             switch try await swap(new, expecting: current.etag) {
             case .won(let etag): return .done(new, etag)
             case .lost(let found?, let etag?):
-                guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner == head.owner else {
+                guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner == head.owner
+                else {
                     return .lost(found)
                 }
                 if found.generation != head.generation { return .stale(found, etag) }
@@ -109,7 +110,9 @@ package struct HeadStore: Sendable {
         // Another version of Margarine may have written the same record in other bytes.
         if case .lost(let other) = outcome {
             if let other, try GenerationRecord.decode(other.bytes, key: key) == record { return }
-            throw CatalogError(.corrupt, "\(bucket.name): '\(key)' is not what the head of disk '\(head.name)' says of that generation")
+            throw CatalogError(
+                .corrupt, "\(bucket.name): '\(key)' is not what the head of disk '\(head.name)' says of that generation"
+            )
         }
     }
 
@@ -127,7 +130,9 @@ package struct HeadStore: Sendable {
         }
         let found = try GenerationRecord.decode(object.bytes, key: key)
         if found.diskID != head.diskID { throw missing }
-        guard found.generation == generation else { throw CatalogError(.corrupt, "'\(key)' is of generation \(found.generation)") }
+        guard found.generation == generation else {
+            throw CatalogError(.corrupt, "'\(key)' is of generation \(found.generation)")
+        }
         return found
     }
 }

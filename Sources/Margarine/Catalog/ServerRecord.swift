@@ -23,7 +23,8 @@ package struct ServerRecord: Sendable, Equatable, Codable {
     package var freshForMs: Int64
 
     package init(
-        id: String, host: String, bootID: String, pid: Int32, pidNamespace: String, startTicks: UInt64, addresses: [String],
+        id: String, host: String, bootID: String, pid: Int32, pidNamespace: String, startTicks: UInt64,
+        addresses: [String],
         timeMs: Int64, freshForMs: Int64 = freshMs
     ) {
         self.id = id
@@ -87,7 +88,8 @@ extension Store {
             throw CatalogError(error)
         }
         return try ControlObject.open(
-            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: "the heartbeat of '\(id)'")
+            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format,
+            what: "the heartbeat of '\(id)'")
     }
 
     /// Removes a server's heartbeat: it ended in order.

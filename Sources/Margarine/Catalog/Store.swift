@@ -36,7 +36,8 @@ package struct Store: Sendable {
         counters: StoreCounters = StoreCounters()
     ) async throws(CatalogError) -> Store {
         let bucket = try await CatalogError.wrap { () async throws(StoreError) in
-            try await openBucket(url: url, environment: environment, check: !readOnly, retries: retries, counters: counters)
+            try await openBucket(
+                url: url, environment: environment, check: !readOnly, retries: retries, counters: counters)
         }
         return try await Store.open(bucket: bucket, environment: environment, readOnly: readOnly)
     }
@@ -50,9 +51,12 @@ package struct Store: Sendable {
             bytes = try await bucket.get(key, range: nil).bytes
         } catch {
             guard error.kind == .notFound else { throw CatalogError(error) }
-            if readOnly { throw CatalogError(.notFound, "\(bucket.name) is no store yet; 'margined disk create' makes it one") }
+            if readOnly {
+                throw CatalogError(.notFound, "\(bucket.name) is no store yet; 'margined disk create' makes it one")
+            }
             let description = Description(
-                storeID: environment.objectID().description, blockBytes: Geometry.blockBytes, createdAtMs: environment.wallMs)
+                storeID: environment.objectID().description, blockBytes: Geometry.blockBytes,
+                createdAtMs: environment.wallMs)
             bytes = ControlObject.seal(description, kind: "store", format: format)
             let outcome = try await CatalogError.wrap { () async throws(StoreError) in
                 try await bucket.swap(key, bytes, if: .absent)
@@ -65,7 +69,9 @@ package struct Store: Sendable {
         guard let id = ObjectID(description.storeID) else { throw CatalogError(.corrupt, "\(what) has no store id") }
         guard description.blockBytes == Geometry.blockBytes else {
             throw CatalogError(
-                .corrupt, "\(bucket.name) is a store of \(description.blockBytes)-byte blocks, this Margarine knows \(Geometry.blockBytes) only")
+                .corrupt,
+                "\(bucket.name) is a store of \(description.blockBytes)-byte blocks, this Margarine knows \(Geometry.blockBytes) only"
+            )
         }
         return Store(id: id, locations: Locations([bucket]), environment: environment)
     }

@@ -14,7 +14,8 @@ struct BlockRanges: Sendable {
         if first == end {
             ranges.insert(range, at: first)
         } else {
-            let merged = min(range.lowerBound, ranges[first].lowerBound)..<max(range.upperBound, ranges[end - 1].upperBound)
+            let merged =
+                min(range.lowerBound, ranges[first].lowerBound)..<max(range.upperBound, ranges[end - 1].upperBound)
             ranges.replaceSubrange(first..<end, with: CollectionOfOne(merged))
         }
     }

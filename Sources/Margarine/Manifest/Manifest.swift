@@ -115,7 +115,8 @@ package final class Manifest: @unchecked Sendable {  // owned by its loop
         var found = root
         var level = depth - 1
         while let ref = found {
-            let page = try await cache.page(ref, level: level, index: ManifestShape.pageIndex(block.value, level: level))
+            let page = try await cache.page(
+                ref, level: level, index: ManifestShape.pageIndex(block.value, level: level))
             let slot = ManifestShape.slot(block.value, level: level)
             if level == 0 {
                 note(block, cache.hold(page))

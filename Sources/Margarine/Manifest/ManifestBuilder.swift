@@ -89,14 +89,17 @@ struct ManifestBuilder: Sendable {
             if !isAboveOld, !isCleared, newSlots == slots, newRefs == refs { return old }
             return note(
                 ManifestPage(
-                    inner: input.environment.objectID(), level: level, index: index, slots: newSlots, children: newRefs))
+                    inner: input.environment.objectID(), level: level, index: index, slots: newSlots, children: newRefs)
+            )
         }
 
         /// The next slot from `slot` on that has an old child or a block that is set.
-        private func nextSlot(from slot: Int, _ slots: [Int], _ position: Int, level: Int, range: Range<UInt64>) -> Int? {
+        private func nextSlot(from slot: Int, _ slots: [Int], _ position: Int, level: Int, range: Range<UInt64>) -> Int?
+        {
             let from = range.lowerBound + UInt64(slot) << (ManifestShape.slotBits * UInt64(level))
             let i = blocks.firstIndex(notBelow: from)
-            let set = i < blocks.count && blocks[i] < range.upperBound ? ManifestShape.slot(blocks[i], level: level) : nil
+            let set =
+                i < blocks.count && blocks[i] < range.upperBound ? ManifestShape.slot(blocks[i], level: level) : nil
             let old = position < slots.count ? slots[position] : nil
             guard let set else { return old }
             return min(set, old ?? set)
@@ -119,7 +122,9 @@ struct ManifestBuilder: Sendable {
             let slots = entries.indices.filter { entries[$0] != nil }
             if slots.isEmpty { return nil }
             let kept = ContiguousArray(slots.map { entries[$0]! })
-            if let base, let page = input.pages[base.id], page.slots.slots == slots, page.entries == kept { return base }
+            if let base, let page = input.pages[base.id], page.slots.slots == slots, page.entries == kept {
+                return base
+            }
             return note(ManifestPage(leaf: input.environment.objectID(), index: index, slots: slots, entries: kept))
         }
 

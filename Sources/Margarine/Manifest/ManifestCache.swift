@@ -92,7 +92,9 @@ package final class ManifestCache: @unchecked Sendable {  // owned by its loop
             let object = try await bucket.get(ref.id.manifestKey, range: nil)
             let page = try ManifestPage.decode(object.bytes, id: ref.id)
             guard object.bytes.count == Int(ref.lengthBytes) else {
-                throw StoreError(.corrupt, "manifest page \(ref.id) in \(bucket.name) has \(object.bytes.count) bytes, not \(ref.lengthBytes)")
+                throw StoreError(
+                    .corrupt,
+                    "manifest page \(ref.id) in \(bucket.name) has \(object.bytes.count) bytes, not \(ref.lengthBytes)")
             }
             try page.check(ref, level: level, index: index)
             return .success(page)
@@ -139,7 +141,9 @@ extension ManifestPage {
     func check(_ ref: PageRef, level: Int, index: UInt64) throws(StoreError) {
         guard self.level == level, self.index == index else {
             throw StoreError(
-                .corrupt, "manifest page \(id) is page \(self.index) of level \(self.level), not \(index) of \(level) as named above it")
+                .corrupt,
+                "manifest page \(id) is page \(self.index) of level \(self.level), not \(index) of \(level) as named above it"
+            )
         }
         guard usedBlocks == ref.usedBlocks, storedBytes == ref.storedBytes else {
             throw StoreError(.corrupt, "manifest page \(id) does not hold what the page above it says")

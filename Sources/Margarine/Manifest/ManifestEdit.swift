@@ -25,7 +25,8 @@ package struct ManifestEdit {
 
     /// Gives a block its stored form; nil, or a form that is all zeroes, for none. The block lies within the size.
     package mutating func set(_ block: BlockIndex, _ entry: BlockEntry?) {
-        precondition(block.value < ManifestShape.blocks(sizeBytes: sizeBytes), "block \(block.value) lies beyond the disk")
+        precondition(
+            block.value < ManifestShape.blocks(sizeBytes: sizeBytes), "block \(block.value) lies beyond the disk")
         guard var entry, entry.nonzeroSlices != 0 else {
             content.sets[block.value] = .some(nil)
             return
@@ -41,7 +42,8 @@ package struct ManifestEdit {
         var range = range.lowerBound.value..<range.upperBound.value
         // Nothing lies behind the end of the disk: so whole pages go, and none is loaded to cut it there.
         if range.upperBound >= ManifestShape.blocks(sizeBytes: sizeBytes) {
-            range = range.lowerBound..<max(range.upperBound, ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1))
+            range =
+                range.lowerBound..<max(range.upperBound, ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1))
         }
         if content.sets.count < range.count {
             for block in content.sets.keys where range.contains(block) { content.sets[block] = nil }
@@ -104,7 +106,8 @@ package struct ManifestEdit {
             let span = ManifestShape.blocksUnder(level: level)
             places.removeAll {
                 let range = $0.index * span..<($0.index + 1) * span
-                return content.removed.covers(range) || !(content.removed.overlaps(range) || sorted.hasElement(in: range))
+                return content.removed.covers(range)
+                    || !(content.removed.overlaps(range) || sorted.hasElement(in: range))
             }
             let missing = places.filter { base.cache.resident($0.ref.id)?.page == nil }
             for place in places { pages[place.ref.id] = base.cache.resident(place.ref.id)?.page }

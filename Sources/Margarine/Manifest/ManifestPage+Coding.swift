@@ -65,7 +65,9 @@ extension ManifestPage {
     /// Reads and checks the page of this id.
     static func decode(_ bytes: [UInt8], id: ObjectID) throws(StoreError) -> ManifestPage {
         func bad(_ what: String) -> StoreError { StoreError(.corrupt, "manifest page \(id) \(what)") }
-        guard bytes.count >= headerBytes + checksumBytes, bytes.count <= maxBytes else { throw bad("has \(bytes.count) bytes") }
+        guard bytes.count >= headerBytes + checksumBytes, bytes.count <= maxBytes else {
+            throw bad("has \(bytes.count) bytes")
+        }
         var input = PageReader(bytes)
         guard input.u64() == magic else { throw bad("is no manifest page (wrong magic)") }
         let version = input.u32()
@@ -94,7 +96,8 @@ extension ManifestPage {
             }
             return ManifestPage(leaf: id, index: index, slots: slots, entries: entries)
         }
-        guard objects == 0, let children = decodeChildren(&input, level: level, count: count, slots: &slots, end: end) else {
+        guard objects == 0, let children = decodeChildren(&input, level: level, count: count, slots: &slots, end: end)
+        else {
             throw bad("holds references that cannot be")
         }
         return ManifestPage(inner: id, level: level, index: index, slots: slots, children: children)
@@ -113,7 +116,8 @@ extension ManifestPage {
             let reserved = input.u8()
             let length = input.u32()
             let child = PageRef(
-                id: input.id(), location: location, lengthBytes: length, usedBlocks: input.u64(), storedBytes: input.u64())
+                id: input.id(), location: location, lengthBytes: length, usedBlocks: input.u64(),
+                storedBytes: input.u64())
             let sum = stored.addingReportingOverflow(child.storedBytes)
             guard slot < ManifestShape.slots, slot > slots.last ?? -1, reserved == 0, length <= UInt32(maxBytes),
                 child.usedBlocks >= 1, child.usedBlocks <= ManifestShape.blocksUnder(level: level - 1), !sum.overflow
@@ -128,7 +132,9 @@ extension ManifestPage {
     private static func decodeEntries(
         _ input: inout PageReader, count: Int, objects: Int, slots: inout [Int], end: Int
     ) -> ContiguousArray<BlockEntry>? {
-        guard objects >= 1, objects <= count * (1 + BlockEntry.maxDeltas), input.has(objects * 17, before: end) else { return nil }
+        guard objects >= 1, objects <= count * (1 + BlockEntry.maxDeltas), input.has(objects * 17, before: end) else {
+            return nil
+        }
         var table = ObjectTable()
         for _ in 0..<objects {
             let id = input.id()
@@ -154,7 +160,8 @@ extension ManifestPage {
             var entry = BlockEntry(base: nil, deltas: [])
             if flags & 0x80 != 0 {
                 guard let named = object(input.u16()) else { return nil }
-                entry.base = BaseRef(id: named.id, location: named.location, lengthBytes: input.u32(), nonzeroSlices: input.u32())
+                entry.base = BaseRef(
+                    id: named.id, location: named.location, lengthBytes: input.u32(), nonzeroSlices: input.u32())
             }
             entry.deltas.reserveCapacity(deltaCount)
             for _ in 0..<deltaCount {
@@ -179,7 +186,8 @@ extension BlockEntry {
         if let base, base.lengthBytes == 0 || base.nonzeroSlices == 0 { return false }
         return nonzeroSlices != 0 && deltas.count <= Self.maxDeltas
             && deltas.allSatisfy {
-                $0.offsetBytes > 0 && $0.lengthBytes > 0 && $0.touchedSlices != 0 && $0.zeroedSlices & ~$0.touchedSlices == 0
+                $0.offsetBytes > 0 && $0.lengthBytes > 0 && $0.touchedSlices != 0
+                    && $0.zeroedSlices & ~$0.touchedSlices == 0
             }
     }
 }

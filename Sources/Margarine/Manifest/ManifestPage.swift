@@ -31,7 +31,9 @@ package final class ManifestPage: Sendable {
         children = []
         usedBlocks = UInt64(entries.count)
         storedBytes = entries.reduce(0) { $0 &+ $1.storedBytes }
-        let deltas = entries.reduce(0) { $0 + ($1.deltas.isEmpty ? 0 : 32 + $1.deltas.count * MemoryLayout<DeltaRef>.stride) }
+        let deltas = entries.reduce(0) {
+            $0 + ($1.deltas.isEmpty ? 0 : 32 + $1.deltas.count * MemoryLayout<DeltaRef>.stride)
+        }
         residentBytes = Self.overheadBytes + entries.count * MemoryLayout<BlockEntry>.stride + deltas
     }
 

@@ -92,7 +92,8 @@ extension KeyedDecodingContainer {
     func decodeObjectID(_ key: Key) throws -> ObjectID {
         let text = try decode(String.self, forKey: key)
         guard let id = ObjectID(text) else {
-            throw DecodingError.dataCorruptedError(forKey: key, in: self, debugDescription: "not an object id: \(text.prefix(64))")
+            throw DecodingError.dataCorruptedError(
+                forKey: key, in: self, debugDescription: "not an object id: \(text.prefix(64))")
         }
         return id
     }
