@@ -17,6 +17,8 @@ package enum GenerationKind: String, Sendable, Codable, CaseIterable {
     case flush
     /// The last connection ended with DISC, or the server drained.
     case clean
+    /// The journal was full and no safe point came: an instant like that of a power cut.
+    case journalFull
     /// An image file.
     case imported
     /// The disk was made smaller.

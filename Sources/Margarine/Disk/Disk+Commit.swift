@@ -114,6 +114,7 @@ extension GenerationKind {
         case .clean: 4
         case .imported: 5
         case .resized: 6
+        case .journalFull: 7
         }
     }
 

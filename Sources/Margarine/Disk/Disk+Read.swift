@@ -50,11 +50,19 @@ extension Disk {
 
     func submitRead(_ request: DeviceRequest) {
         misses += 1
-        nonisolated(unsafe) let request = request  // stays on this loop
+        let ticket = ReadTicket(request)
+        ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
+            guard ticket.close() else { return }
+            context.problem(
+                "disk \(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms"
+            )
+            storeErrors += 1
+            finish(ticket.request, .io)
+        }
         context.spawn { [self] in
-            let runs = Disk.runs(request.offset, Int(request.lengthBytes), request.buffer!)
-            let error = await fill(runs, while: { !request.isCancelled })
-            finish(request, error)
+            let runs = Disk.runs(ticket.request.offset, Int(ticket.request.lengthBytes), ticket.request.buffer!)
+            let error = await fill(runs, ticket)
+            if ticket.close() { finish(ticket.request, error) }
         }
     }
 
@@ -70,14 +78,12 @@ extension Disk {
         return runs
     }
 
-    /// Fills all runs, cold ones side by side.
-    func fill(_ runs: [Run], while wanted: @escaping () -> Bool) async -> DeviceError? {
+    /// Fills all runs, cold ones side by side. Without a ticket: until it succeeds or fails.
+    func fill(_ runs: [Run], _ ticket: ReadTicket?) async -> DeviceError? {
         var cold: [Run] = []
         for run in runs { if case .nothing = compose(run, nil) {} else { cold.append(run) } }
         if cold.isEmpty { return nil }
-        let deadline = nowNs + UInt64(context.settings.requestTimeoutMs) * 1_000_000
-        if cold.count == 1 { return await fill(cold[0], by: deadline, while: wanted) }
-        nonisolated(unsafe) let wanted = wanted  // called on this loop only
+        if cold.count == 1 { return await fill(cold[0], ticket) }
         let loop = context.loop
         return await withTaskGroup(of: DeviceError?.self) { group in
             var next = 0
@@ -85,7 +91,7 @@ extension Disk {
             func add() {
                 let run = cold[next]
                 next += 1
-                group.addTask(executorPreference: loop) { [self] in await fill(run, by: deadline, while: wanted) }
+                group.addTask(executorPreference: loop) { [self] in await fill(run, ticket) }
             }
             while next < min(cold.count, 16) { add() }
             while let result = await group.next() {
@@ -96,39 +102,44 @@ extension Disk {
         }
     }
 
-    /// Puts one run together, bringing near what is missing until it succeeds, fails, or `deadline` has passed.
-    private func fill(_ run: Run, by deadline: UInt64, while wanted: () -> Bool) async -> DeviceError? {
+    /// Puts one run together, bringing near what is missing until it succeeds or fails, or nobody wants it any more.
+    private func fill(_ run: Run, _ ticket: ReadTicket?) async -> DeviceError? {
         var journaled: JournalPages?
-        var missing = compose(run, journaled)
+        var missing = Missing.nothing
+        var isFirst = true
         var backoffMs: UInt64 = 50
         while true {
             if lost != nil { return .shutdown }
-            if !wanted() { return .shutdown }
+            if ticket?.isWanted == false { return .shutdown }
+            if isFirst { missing = compose(run, journaled) }
+            isFirst = false
             do {
                 switch missing {
                 case .nothing: return nil
-                case .manifest(let block):
-                    try await manifest.load(block)
-                    missing = compose(run, journaled)
+                case .manifest(let block): try await manifest.load(block)
                 case .slice(let entry, let slice):
-                    missing = try await context.withSlice(entry, slice) { _ in compose(run, journaled) }
-                case .page:
-                    journaled = try await journalPages(of: run, have: journaled ?? JournalPages())
-                    missing = compose(run, journaled)
+                    let present = journaled
+                    let left = try await context.withSlice(entry, slice) { _ in
+                        ticket?.isWanted == false || lost != nil ? nil : compose(run, present)
+                    }
+                    guard let left else { return .shutdown }
+                    missing = left
+                    continue
+                case .page: journaled = try await journalPages(of: run, have: journaled ?? JournalPages())
                 }
             } catch let error as StoreError {
-                guard error.kind == .unavailable || error.kind == .unclear, nowNs < deadline else {
+                guard error.kind == .unavailable || error.kind == .unclear else {
                     context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
                     storeErrors += 1
                     return .io
                 }
                 await context.environment.sleep(ns: backoffMs * 1_000_000)
                 backoffMs = min(backoffMs * 2, 2_000)
-                missing = compose(run, journaled)
             } catch {
                 context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
                 return .io
             }
+            isFirst = true
         }
     }
 

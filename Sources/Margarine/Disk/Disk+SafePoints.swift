@@ -21,6 +21,7 @@ extension Disk {
         if active.isEmpty { return }
         safePoints += 1
         let sequence = journal.mark(.safePoint, kind.journalNumber)
+        journal.rotateIfFilling()
         if let waiting {
             waiting.merge(active)
         } else {
@@ -62,7 +63,7 @@ extension Disk {
         let page = UnsafeMutableRawPointer.allocate(byteCount: SuperBlock.lengthBytes, alignment: 16)
         defer { page.deallocate() }
         let run = Run(offset: SuperBlock.offset, count: SuperBlock.lengthBytes, target: page)
-        if let error = await fill([run], while: { true }) { return error }
+        if let error = await fill([run], nil) { return error }
         let found = SuperBlock(page)
         hasSuperBlock = found != nil
         needsSuperBlockLook = false

@@ -175,30 +175,31 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// Whether `count` more dirty pages can be taken now.
     func hasRoom(pages count: Int) -> Bool {
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
-        let limit = context.settings.journalLimitBytes
-        if journal.liveBytes + bytes > limit { return false }
-        // Nothing that could be committed: leave the file system room to reach its next safe point.
-        if journal.liveBytes > limit / 2, waiting == nil, committing == nil { return false }
+        if journal.liveBytes + bytes > context.settings.journalLimitBytes { return false }
+        if isJournalFilling, waiting == nil, committing == nil { return false }
         return context.arena.ensure(count)
+    }
+
+    /// So full that something must be committed, whether a safe point comes or not.
+    private var isJournalFilling: Bool {
+        let limit = context.settings.journalLimitBytes
+        // btrfs gets longer to reach its own.
+        return journal.liveBytes > (rule == .btrfs ? limit / 4 * 3 : limit / 2)
     }
 
     /// Waits until trying again makes sense.
     func waitForRoom(pages count: Int) async {
-        let limit = context.settings.journalLimitBytes
-        if waiting != nil || committing != nil {
-            if journal.liveBytes > limit / 2 { startCommit() }
-            if journal.liveBytes + UInt64(count * Geometry.pageBytes) + 64 * 1024 > limit {
-                return await withCheckedContinuation { roomWaiters.append($0) }
-            }
-        } else if journal.liveBytes > limit / 2, journal.liveBytes < limit {
-            // Only data that no safe point covers yet: slow down so that what is left would last half a minute, and let
-            // this one pass when its time has come.
-            let left = limit - journal.liveBytes
-            let wait = UInt64(count * Geometry.pageBytes) * 30_000 / max(left, 1)
-            await context.environment.sleep(ns: min(max(wait, 1), 30_000) * 1_000_000)
-            return
+        if isJournalFilling {
+            // A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a
+            // power cut then would leave, and file systems start from that (Docs/Decisions on full journals).
+            if waiting == nil, committing == nil { markSafePoint(.journalFull) }
+            startCommit()
         }
-        await context.environment.sleep(ns: 2_000_000)
+        let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
+        if journal.liveBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
+            return await withCheckedContinuation { roomWaiters.append($0) }
+        }
+        await context.environment.sleep(ns: 1_000_000)
     }
 
     func wakeRoomWaiters() {

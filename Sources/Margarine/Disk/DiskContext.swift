@@ -73,6 +73,25 @@ package final class DiskContext: @unchecked Sendable {
     func makeID() -> ObjectID { ObjectID(high: environment.randomBits(), low: environment.randomBits()) }
 }
 
+/// One read that may be answered (or given up) before its last load ends. Its buffer is touched only while it is open.
+final class ReadTicket: @unchecked Sendable {  // owned by the disk's loop
+    let request: DeviceRequest
+    private(set) var isOpen = true
+    var timer: LoopTimer?
+    init(_ request: DeviceRequest) { self.request = request }
+
+    /// Whether bytes are still wanted.
+    var isWanted: Bool { isOpen && !request.isCancelled }
+
+    /// true for the first to end it.
+    func close() -> Bool {
+        defer { isOpen = false }
+        timer?.cancel()
+        timer = nil
+        return isOpen
+    }
+}
+
 extension ScratchFile {
     /// Fills `buffer` from `offset`.
     func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) async throws(ScratchError) {

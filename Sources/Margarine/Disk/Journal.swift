@@ -223,7 +223,7 @@ package final class Journal: @unchecked Sendable {
                 record,
                 JournalFormat.Record(
                     kind: op.kind, sequence: op.sequence, a: op.a, b: op.b, synced: syncedSequence, extraBytes: extra,
-                    dataBytes: op.slotCount * Geometry.pageBytes))
+                    dataBytes: op.slotCount * Geometry.pageBytes), of: diskID)
             at += length
         }
     }
@@ -305,7 +305,7 @@ package final class Journal: @unchecked Sendable {
     // MARK: Segments
 
     private func writableSegment() throws(ScratchError) -> Segment {
-        if let current, current.lengthBytes < UInt64(JournalFormat.segmentBytes) { return current }
+        if let current, current.lengthBytes < segmentBytes { return current }
         let number = nextNumber
         let path = Journal.path(folder, number)
         let file = try scratch.open(path, create: true)
@@ -322,6 +322,18 @@ package final class Journal: @unchecked Sendable {
     static func path(_ folder: String, _ number: UInt32) -> String {
         let digits = String(number)
         return folder + "/" + String(repeating: "0", count: 10 - digits.count) + digits + ".journal"
+    }
+
+    /// A new segment begins once one is this long: a share of the limit, so that commits free something of a small one.
+    private var segmentBytes: UInt64 {
+        min(UInt64(JournalFormat.segmentBytes), max(context.settings.journalLimitBytes / 16, 1 << 20))
+    }
+
+    /// At a safe point of a journal that is filling up, the next record begins a new segment: the old one can go as soon as
+    /// the safe point is committed.
+    func rotateIfFilling() {
+        guard flight == nil, liveBytes > context.settings.journalLimitBytes / 4 else { return }
+        current = nil
     }
 
     /// The store has everything up to `sequence`: removes the segments that hold nothing else.

@@ -9,7 +9,8 @@
 //   48  zero                          32  sequence number known to be synced when this was written
 //   56  XXH3 of bytes 0..<56          40  extra bytes, 4 bytes; 4 bytes zero
 //                                     48  data bytes
-//                                     56  XXH3 of bytes 0..<56, continued over the extra bytes
+//                                     56  XXH3 of bytes 0..<56, continued over the extra bytes; its seed
+//                                         is the disk id, so that no data of a client is taken for a record
 //
 // Extra bytes of a write: 4 bytes for each page, the low half of the page's XXH3. Then its pages, 4,096 bytes each.
 // Always holds: pages are whole (a smaller write is merged before it gets here), so that replay is idempotent.
@@ -73,7 +74,7 @@ enum JournalFormat {
     }
 
     /// Writes the record's header; its `extraBytes` already stand behind it, at `out + 64`.
-    static func putRecordHeader(_ out: UnsafeMutableRawPointer, _ r: Record) {
+    static func putRecordHeader(_ out: UnsafeMutableRawPointer, _ r: Record, of disk: ObjectID) {
         out.storeBytes(of: recordMagic.littleEndian, toByteOffset: 0, as: UInt32.self)
         out.storeBytes(of: UInt32(r.kind.rawValue).littleEndian, toByteOffset: 4, as: UInt32.self)
         out.storeBytes(of: r.sequence.littleEndian, toByteOffset: 8, as: UInt64.self)
@@ -82,11 +83,11 @@ enum JournalFormat {
         out.storeBytes(of: r.synced.littleEndian, toByteOffset: 32, as: UInt64.self)
         out.storeBytes(of: UInt64(r.extraBytes).littleEndian, toByteOffset: 40, as: UInt64.self)
         out.storeBytes(of: UInt64(r.dataBytes).littleEndian, toByteOffset: 48, as: UInt64.self)
-        out.storeBytes(of: sum(out, extraBytes: r.extraBytes).littleEndian, toByteOffset: 56, as: UInt64.self)
+        out.storeBytes(of: sum(out, extraBytes: r.extraBytes, disk).littleEndian, toByteOffset: 56, as: UInt64.self)
     }
 
     /// The record whose header is at `p`, with `available` bytes from there on. nil: not a record, or not whole.
-    static func record(_ p: UnsafeRawPointer, available: Int) -> Record? {
+    static func record(_ p: UnsafeRawPointer, available: Int, of disk: ObjectID) -> Record? {
         guard available >= recordHeaderBytes else { return nil }
         func word(_ at: Int) -> UInt64 { UInt64(littleEndian: p.loadUnaligned(fromByteOffset: at, as: UInt64.self)) }
         let start = word(0)
@@ -97,7 +98,7 @@ enum JournalFormat {
         let r = Record(
             kind: kind, sequence: word(8), a: word(16), b: word(24), synced: word(32), extraBytes: Int(word(40)),
             dataBytes: Int(word(48)))
-        guard available >= recordHeaderBytes + r.extraBytes, word(56) == sum(p, extraBytes: r.extraBytes) else { return nil }
+        guard available >= recordHeaderBytes + r.extraBytes, word(56) == sum(p, extraBytes: r.extraBytes, disk) else { return nil }
         switch kind {
         case .write:
             guard r.b >= 1, r.b <= UInt64(maxPages), r.extraBytes == Int(r.b) * 4, r.dataBytes == Int(r.b) * Geometry.pageBytes,
@@ -111,8 +112,8 @@ enum JournalFormat {
         return r
     }
 
-    private static func sum(_ p: UnsafeRawPointer, extraBytes: Int) -> UInt64 {
-        let head = mg_xxh3(p, 56, 0)
+    private static func sum(_ p: UnsafeRawPointer, extraBytes: Int, _ disk: ObjectID) -> UInt64 {
+        let head = mg_xxh3(p, 56, disk.high ^ disk.low)
         return extraBytes == 0 ? head : mg_xxh3(p + recordHeaderBytes, extraBytes, head)
     }
 }

@@ -129,6 +129,7 @@ struct JournalReplay {
                 let sums = try await verified(record, at: offset, headBytes: headBytes, of: segment)
             else {
                 result.tornBytes += segment.lengthBytes - offset
+                try await lookBeyond(offset, of: segment)
                 return "\(segment.path) at byte \(offset)"
             }
             maxSynced = max(maxSynced, record.synced)
@@ -138,6 +139,24 @@ struct JournalReplay {
             offset += UInt64(headBytes + record.dataBytes)
         }
         return nil
+    }
+
+    /// Looks for records behind a cut: they tell whether what is missing had been synced. Records lie at multiples of 4.
+    private mutating func lookBeyond(_ cut: UInt64, of segment: Journal.Segment) async throws {
+        var offset = cut + 4
+        while offset + UInt64(JournalFormat.recordHeaderBytes) <= segment.lengthBytes {
+            let count = min(1 << 20, Int(segment.lengthBytes - offset)) & ~3
+            let found = try await bytes(at: offset, count: count, of: segment.file).withUnsafeBytes { p in
+                stride(from: 0, to: count - 3, by: 4).filter {
+                    UInt32(littleEndian: p.loadUnaligned(fromByteOffset: $0, as: UInt32.self)) == JournalFormat.recordMagic
+                }
+            }
+            for at in found {
+                guard let (record, _) = try await record(at: offset + UInt64(at), of: segment) else { continue }
+                maxSynced = max(maxSynced, record.synced)
+            }
+            offset += UInt64(count)
+        }
     }
 
     private mutating func apply(_ record: JournalFormat.Record, sums: [UInt32], dataAt: UInt64, segment: Journal.Segment) {
@@ -181,7 +200,8 @@ struct JournalReplay {
         if count < JournalFormat.recordHeaderBytes { return nil }
         let slice = try await bytes(at: offset, count: count, of: segment.file)
         return slice.withUnsafeBytes { p in
-            JournalFormat.record(p.baseAddress!, available: p.count).map { ($0, JournalFormat.recordHeaderBytes + $0.extraBytes) }
+            JournalFormat.record(p.baseAddress!, available: p.count, of: diskID)
+                .map { ($0, JournalFormat.recordHeaderBytes + $0.extraBytes) }
         }
     }
 

@@ -99,37 +99,45 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
     }
 
     private func read(_ request: DeviceRequest) {
-        nonisolated(unsafe) let request = request  // stays on this loop
+        let ticket = ReadTicket(request)
+        ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
+            guard ticket.close() else { return }
+            context.problem(
+                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms"
+            )
+            finish(ticket.request, .io)
+        }
         context.spawn { [self] in
-            let deadline = context.environment.nowNs + UInt64(context.settings.requestTimeoutMs) * 1_000_000
-            for run in Disk.runs(request.offset, Int(request.lengthBytes), request.buffer!) {
-                if let error = await fill(run, request, by: deadline) { return finish(request, error) }
+            var error: DeviceError?
+            let wanted = ticket.request
+            for run in Disk.runs(wanted.offset, Int(wanted.lengthBytes), wanted.buffer!) where error == nil {
+                error = await fill(run, ticket)
             }
-            finish(request, nil)
+            if ticket.close() { finish(ticket.request, error) }
         }
     }
 
-    private func fill(_ run: Run, _ request: DeviceRequest, by deadline: UInt64) async -> DeviceError? {
-        var missing = compose(run)
+    private func fill(_ run: Run, _ ticket: ReadTicket) async -> DeviceError? {
         while true {
-            if request.isCancelled { return .shutdown }
+            if !ticket.isWanted { return .shutdown }
             do {
-                switch missing {
+                switch compose(run) {
                 case .nothing: return nil
                 case .manifest(let block): try await manifest.load(block)
                 case .slice(let entry, let slice):
-                    missing = try await context.withSlice(entry, slice) { _ in compose(run) }
-                    continue
+                    let isFilled = try await context.withSlice(entry, slice) { _ in
+                        if ticket.isWanted, case .nothing = compose(run) { return true }
+                        return false
+                    }
+                    if isFilled { return nil }
                 case .page: preconditionFailure("a generation has no journal")
                 }
-                missing = compose(run)
             } catch {
-                guard error.kind == .unavailable || error.kind == .unclear, context.environment.nowNs < deadline else {
+                guard error.kind == .unavailable || error.kind == .unclear else {
                     context.problem("\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
                     return .io
                 }
                 await context.environment.sleep(ns: 200_000_000)
-                missing = compose(run)
             }
         }
     }

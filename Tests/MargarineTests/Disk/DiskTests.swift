@@ -215,6 +215,37 @@ import Testing
         #expect(try await client.read(model.count, at: 0) == model)
     }
 
+    @Test func aClientThatNeverFlushesIsNotStuckOnAFullJournal() async throws {
+        let bed = try DiskBed(settings: { $0.journalLimitBytes = 8 << 20; $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach()
+        for round in 0..<10 {
+            for at in stride(from: 0, to: 4 << 20, by: 256 << 10) {
+                try await client.write(pattern(256 << 10, UInt64(at + round)), at: UInt64(at))
+            }
+        }
+        #expect(try await client.read(256 << 10, at: 3 << 20) == pattern(256 << 10, UInt64(3 << 20) + 9))
+        #expect(try await bed.head().generation >= 1)
+    }
+
+    @Test func aReadThatTheStoreDoesNotAnswerFailsInTime() async throws {
+        let warm = try DiskBed()
+        try await warm.create()
+        let writer = try await warm.attach()
+        try await writer.write(pattern(4096, 1), at: 20 << 20)
+        await writer.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        let bed = try DiskBed(store: warm.store, settings: { $0.requestTimeoutMs = 100 })
+        let client = try await bed.attach()
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get))
+        await #expect(throws: TestFailure.self) { try await client.read(4096, at: 20 << 20) }
+        gate.open()
+        bed.faults.clearFaults()
+        #expect(try await client.read(4096, at: 20 << 20) == pattern(4096, 1))
+    }
+
     @Test func aTrimOfATebibyteIsInstantAndReadsAsZeroes() async throws {
         let bed = try DiskBed()
         try await bed.create(size: 2 << 40)

@@ -1,0 +1,212 @@
+// What dropped connections, new sessions and other servers mean: the design's rules 1 to 3, and one writer per epoch.
+
+@testable import Margarine
+import ObjectStore
+import Runtime
+import Testing
+
+@Suite struct SessionTests {
+    /// Not in the block that attaching looks at.
+    private let cold: UInt64 = 20 << 20
+
+    /// A page that is in the store only, so that a partial write of it needs a GET.
+    private func coldDisk(_ change: (inout DiskSettings) -> Void = { _ in }) async throws -> DiskBed {
+        let warm = try DiskBed(server: "warm")
+        try await warm.create()
+        let client = try await warm.attach()
+        try await client.write(pattern(1 << 20, 1), at: cold)
+        await client.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        return try DiskBed(store: warm.store, settings: change)
+    }
+
+    /// A partial write of a dead connection whose page arrives only after the next session has written there. Returns what
+    /// the new session reads then.
+    private func heldUpWrite(guarded: Bool) async throws -> UInt8 {
+        let bed = try await coldDisk { $0.guardsDeadSessions = guarded }
+        let dead = try await bed.attach("d?session=one")
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "blocks/", count: 1))
+        let held = Task { await dead.run(.write, offset: cold + 100, bytes: [UInt8](repeating: 0xdd, count: 50)).error }
+        await gate.waitUntilArrived()
+        await dead.leave(clean: false)
+        let next = try await bed.attach("d?session=two")
+        // A whole page needs nothing from the store.
+        try await next.write([UInt8](repeating: 0x22, count: 4096), at: cold)
+        gate.open()
+        _ = await held.value
+        await bed.environment.sleep(ns: 50_000_000)
+        return try await next.read(200, at: cold)[120]
+    }
+
+    @Test func aWriteHeldUpOnADeadConnectionNeverLands() async throws {
+        #expect(try await heldUpWrite(guarded: true) == 0x22)
+        // The same without the guard lands: the test sees what it is there to see.
+        #expect(try await heldUpWrite(guarded: false) == 0xdd)
+    }
+
+    @Test func theSameSessionResumesAndFindsWhatItWasTold() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(5000, 3), at: 777)
+        await first.leave(clean: false)
+        let again = try await bed.attach("d?session=one")
+        #expect(try await again.read(5000, at: 777) == pattern(5000, 3))
+    }
+
+    @Test func aSessionThatWentBackIsRefusedForEver() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        try await first.flush()
+        try await first.write(pattern(4096, 2), at: 0)
+        await first.leave(clean: false)
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=one") }
+        let second = try await bed.attach("d?session=two")
+        #expect(try await second.read(4096, at: 0) == pattern(4096, 1))
+        await second.leave(clean: true)
+        try await bed.waitForGeneration(1)
+        await bed.manager.drain()
+        #expect(try await bed.head().lostSessions == ["one"])
+        // Also on another server, which knows the head only.
+        let other = try DiskBed(store: bed.store, server: "b")
+        await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
+        _ = try await other.attach("d?session=three")
+    }
+
+    @Test func aSessionIsRefusedAfterTheScratchIsLost() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        bed.kill()
+        let other = try DiskBed(store: bed.store, server: "b")
+        await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
+        _ = try await other.attach("d?session=two")
+    }
+
+    @Test func aSecondClientIsRefusedWhileTheFirstIsThere() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d", host: "h1")
+        await #expect(throws: AttachError.self) { try await bed.attach("d", host: "h2") }
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=x", host: "h1") }
+        let more = try await bed.attach("d", host: "h1")
+        try await more.write(pattern(4096, 9), at: 8192)
+        #expect(try await first.read(4096, at: 8192) == pattern(4096, 9))
+        await first.leave(clean: true)
+        await more.leave(clean: true)
+        _ = try await bed.attach("d", host: "h2")
+    }
+
+    @Test func theResumeWindowEnds() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 50 }
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        try await first.flush()
+        try await first.write(pattern(4096, 2), at: 0)
+        await first.leave(clean: false)
+        await bed.environment.sleep(ns: 200_000_000)
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=one") }
+        let second = try await bed.attach()
+        #expect(try await second.read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    // MARK: Servers
+
+    @Test func aLiveOwnerIsNotRobbedAndAForcedOneLosesTheDiskAtItsNextCommit() async throws {
+        let first = try DiskBed(server: "a")
+        try await first.create()
+        let writer = try await first.attach()
+        try await writer.write(pattern(4096, 1), at: 0)
+        try await writer.flush()
+        try await first.waitForGeneration(1)
+
+        let polite = try DiskBed(store: first.store, server: "b", alive: ["a"])
+        await #expect(throws: AttachError.self) { try await polite.attach() }
+
+        let rude = try DiskBed(store: first.store, server: "c", takeover: .force, alive: ["a"])
+        let taker = try await rude.attach()
+        #expect(try await taker.read(4096, at: 0) == pattern(4096, 1))
+        try await writer.write(pattern(4096, 66), at: 0)
+        _ = try? await writer.flush()
+        for _ in 0..<200 where writer.disconnected == nil { await first.environment.sleep(ns: 10_000_000) }
+        #expect(writer.disconnected != nil)
+        await #expect(throws: TestFailure.self) { try await writer.read(4096, at: 0) }
+
+        try await taker.write(pattern(4096, 3), at: 0)
+        try await taker.flush()
+        try await rude.waitForGeneration(2)
+        let head = try await first.head()
+        #expect(head.owner?.server == "c")
+        #expect(head.record?.epoch == head.epoch)
+        #expect(try await taker.read(4096, at: 0) == pattern(4096, 3))
+    }
+
+    @Test func aLostDiskIsNotReplayedWhenItComesBack() async throws {
+        let a = try DiskBed(server: "a", settings: { $0.commitIntervalMs = 600_000 })
+        try await a.create()
+        let writer = try await a.attach()
+        try await writer.write(pattern(4096, 1), at: 0)
+        try await writer.flush()
+        a.kill()
+        let b = try DiskBed(store: a.store, server: "b")
+        let other = try await b.attach()
+        try await other.write(pattern(4096, 2), at: 4096)
+        await other.leave(clean: true)
+        try await b.waitForGeneration(1)
+        await b.manager.drain()
+        let back = try DiskBed(store: a.store, scratch: a.scratch, server: "a")
+        await back.manager.recover()
+        let again = try await back.attach()
+        #expect(try await again.read(4096, at: 0) == [UInt8](repeating: 0, count: 4096))
+        #expect(try await again.read(4096, at: 4096) == pattern(4096, 2))
+        #expect(try a.scratch.list("lost").count == 1)
+    }
+
+    @Test func anOutageLosesNothingAndCommitsGoOnByThemselves() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.faults.inject(StoreFault(.fail(.unavailable)))
+        for i in 0..<30 {
+            try await client.write(pattern(4096, UInt64(i)), at: UInt64(i) * 4096)
+            try await client.flush()
+        }
+        bed.faults.clearFaults()
+        try await bed.waitForGeneration(1)
+        await client.leave(clean: true)
+        await bed.environment.sleep(ns: 500_000_000)
+        await bed.manager.drain()
+        let other = try DiskBed(store: bed.store, server: "b")
+        let reader = try await other.attach()
+        for i in 0..<30 { #expect(try await reader.read(4096, at: UInt64(i) * 4096) == pattern(4096, UInt64(i))) }
+    }
+
+    @Test func unclearAnswersOfTheStoreMakeNoSecondWriter() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        bed.faults.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, probability: 0.3))
+        bed.faults.inject(StoreFault(.fail(.unclear), verb: .put, probability: 0.2))
+        for i in 0..<40 {
+            try await client.write(pattern(4096, UInt64(i) + 100), at: UInt64(i % 7) * 4096)
+            try await client.flush()
+            await bed.environment.sleep(ns: 5_000_000)
+        }
+        bed.faults.clearFaults()
+        #expect(client.disconnected == nil)
+        await client.leave(clean: true)
+        await bed.manager.drain()
+        let other = try DiskBed(store: bed.store, server: "b")
+        let reader = try await other.attach()
+        for i in 33..<40 {
+            #expect(try await reader.read(4096, at: UInt64(i % 7) * 4096) == pattern(4096, UInt64(i) + 100))
+        }
+    }
+}
