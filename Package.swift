@@ -49,7 +49,8 @@ let package = Package(
         .target(
             name: "Margarine",
             dependencies: [
-                "Runtime", "NBDProtocol", "ObjectStore", "BlockCache", "CLinux", "CLibraries", "CXXHash", "CCrypto", "CB2",
+                "Runtime", "NBDProtocol", "ObjectStore", "BlockCache", "CLinux", "CLibraries", "CXXHash", "CCrypto",
+                "CB2",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -72,7 +73,8 @@ let package = Package(
         .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
         .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
         .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),
-        .testTarget(name: "BlockCacheTests", dependencies: ["BlockCache", "ObjectStore", "Runtime"], swiftSettings: strict),
+        .testTarget(
+            name: "BlockCacheTests", dependencies: ["BlockCache", "ObjectStore", "Runtime"], swiftSettings: strict),
         .testTarget(
             name: "MargarineTests", dependencies: ["Margarine", "BlockCache", "ObjectStore", "NBDProtocol", "Runtime"],
             swiftSettings: strict),

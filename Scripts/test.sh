@@ -88,7 +88,7 @@ for stage in "${stages[@]}"; do
       ;;
   esac
 done
-printf '%d passed, %d failed, %d skipped' "$passed" "$failed" "$skipped"
-[ "$failed" = 0 ] || printf ' (failed: %s)' "${failures[*]}"
-printf '; %d s\n' "$((SECONDS - began))"
+[ "$failed" = 0 ] || printf 'failed: %s\n' "${failures[*]}"
+printf 'took %d s\n' "$((SECONDS - began))"
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 [ "$failed" = 0 ]

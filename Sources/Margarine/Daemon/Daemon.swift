@@ -92,7 +92,8 @@ public final class Daemon: StatusSource {
             })
         let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
         let parts = Parts(
-            store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts, disks: disks,
+            store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
+            disks: disks,
             listener: listener, door: door)
         state.withLock { $0.parts = parts }
 
@@ -110,7 +111,8 @@ public final class Daemon: StatusSource {
     ) throws -> [DiskContext] {
         // Every loop's share of the dirty memory must hold the largest request, or that would wait for ever.
         let count = min(
-            settings.loopCount(cores: Daemon.cores), max(1, Int(settings.dirtyMemoryBytes / Settings.dirtyBytesPerLoop)))
+            settings.loopCount(cores: Daemon.cores), max(1, Int(settings.dirtyMemoryBytes / Settings.dirtyBytesPerLoop))
+        )
         return try (0..<count).map { number in
             DiskContext(
                 loop: try Loop(name: "disks-\(number)"), environment: environment, scratch: scratch,
@@ -199,7 +201,9 @@ public final class Daemon: StatusSource {
     // MARK: Status
 
     public func status() async -> StatusReport {
-        let (settings, parts, addresses, isDraining) = state.withLock { ($0.settings, $0.parts, $0.addresses, $0.isDraining) }
+        let (settings, parts, addresses, isDraining) = state.withLock {
+            ($0.settings, $0.parts, $0.addresses, $0.isDraining)
+        }
         var daemon = DaemonStatus(
             pid: getpid(), uptimeMs: Int64((environment.nowNs - startedAtNs) / 1_000_000), scratch: settings.scratch,
             addresses: addresses)

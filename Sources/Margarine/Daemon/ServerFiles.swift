@@ -32,7 +32,8 @@ enum ServerFiles {
 
     /// Memory of this process that is in RAM, in bytes.
     static func residentBytes() -> UInt64 {
-        guard let text = read("/proc/self/statm"), let pages = text.split(separator: " ").dropFirst().first.flatMap({ UInt64($0) })
+        guard let text = read("/proc/self/statm"),
+            let pages = text.split(separator: " ").dropFirst().first.flatMap({ UInt64($0) })
         else { return 0 }
         return pages * UInt64(sysconf(Int32(_SC_PAGESIZE)))
     }

@@ -102,7 +102,8 @@ final class CommitWriter: @unchecked Sendable {
             try await group.waitForAll()
         }
         try await sendDeltas()
-        let manifest = try await edit.write(to: context.locations.bucket(0), location: 0, environment: context.environment)
+        let manifest = try await edit.write(
+            to: context.locations.bucket(0), location: 0, environment: context.environment)
         return (manifest, newBytes + manifest.bytesWritten)
     }
 

@@ -60,7 +60,8 @@ package final class DirtyPages {
     func make() -> UInt32 {
         let slot = nextSlot()
         slots[Int(slot)] = Slot(
-            frame: arena.take(for: slot, of: self), location: JournalLocation(segment: 0, offset: 0), sum: 0, state: .unjournaled)
+            frame: arena.take(for: slot, of: self), location: JournalLocation(segment: 0, offset: 0), sum: 0,
+            state: .unjournaled)
         count += 1
         return slot
     }

@@ -76,7 +76,9 @@ extension Disk {
     }
 
     /// Adds the part `range` of one slice. false: the list is full.
-    private func addSlice(_ number: UInt64, _ range: Range<UInt64>, _ entry: BlockEntry?, _ list: inout ExtentList) -> Bool {
+    private func addSlice(_ number: UInt64, _ range: Range<UInt64>, _ entry: BlockEntry?, _ list: inout ExtentList)
+        -> Bool
+    {
         let index = SliceIndex(Int(number % UInt64(Geometry.slicesPerBlock)))
         let stored = entry?.key(index) != nil
         var zero = PageMask.none

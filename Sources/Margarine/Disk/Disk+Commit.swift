@@ -59,7 +59,9 @@ extension Disk {
                 lastCommitError = nil
             } catch {
                 if lastCommitError == nil {
-                    context.problem("disk \(name): commit failed: \(error); it is tried again until it succeeds, and nothing is lost meanwhile")
+                    context.problem(
+                        "disk \(name): commit failed: \(error); it is tried again until it succeeds, and nothing is lost meanwhile"
+                    )
                 }
                 lastCommitError = "\(error)"
                 storeErrors += 1

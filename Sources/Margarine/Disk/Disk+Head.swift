@@ -83,7 +83,8 @@ extension Disk {
 
     /// Takes over what a user changed in the head. false: it is no longer ours.
     private func adopt(_ found: Head, _ tag: ETag) -> Bool {
-        guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner?.server == serverID else {
+        guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner?.server == serverID
+        else {
             return false
         }
         let grew = found.sizeBytes != head.sizeBytes

@@ -41,7 +41,9 @@ extension Disk {
         while at < lengthBytes {
             let here = offset + UInt64(at)
             let count = min(lengthBytes - at, Geometry.sliceBytes - Int(here % UInt64(Geometry.sliceBytes)))
-            guard case .nothing = compose(Run(offset: here, count: count, target: buffer + at), nil) else { return .later }
+            guard case .nothing = compose(Run(offset: here, count: count, target: buffer + at), nil) else {
+                return .later
+            }
             at += count
         }
         hits += 1

@@ -28,7 +28,8 @@ extension Disk {
             if isLive {
                 throw AttachError(
                     .refused,
-                    "disk '\(self.name)' is in use by \(running.description); a disk has one writer: detach there first")
+                    "disk '\(self.name)' is in use by \(running.description); a disk has one writer: detach there first"
+                )
             }
             // The client that was away has been replaced: its writes stay, but it may never go on.
             forget(running)
@@ -77,7 +78,8 @@ extension Disk {
     }
 
     package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
-        guard let admission = admission as? Admission, !admission.isRedeemed, lost == nil, session === admission.session else {
+        guard let admission = admission as? Admission, !admission.isRedeemed, lost == nil, session === admission.session
+        else {
             return ready(AttachError(.refused, "disk '\(name)': the attachment has lapsed; attach again"))
         }
         admission.isRedeemed = true
@@ -118,7 +120,9 @@ extension Disk {
     }
 
     private func hasPendingWrite(of client: any DeviceClient) -> Bool {
-        pendingRequests.values.contains { $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled }
+        pendingRequests.values.contains {
+            $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled
+        }
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {

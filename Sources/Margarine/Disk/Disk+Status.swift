@@ -35,7 +35,8 @@ extension Disk {
     func sessionStatus() -> SessionStatus? {
         guard let session else { return nil }
         var status = SessionStatus(
-            address: session.address, export: session.name.map { "\(name)?session=\($0)" } ?? name, session: session.name,
+            address: session.address, export: session.name.map { "\(name)?session=\($0)" } ?? name,
+            session: session.name,
             connections: clients.count)
         status.ageMs = context.environment.wallMs - session.sinceMs
         if let dropped = session.droppedAtNs, clients.isEmpty {

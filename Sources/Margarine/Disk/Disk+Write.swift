@@ -71,7 +71,9 @@ extension Disk {
                     do {
                         // Tried while what was loaded can't leave the cache.
                         let done = try await bring(missing, into: &journaled) { journaled in
-                            if refusal != nil || (request.isCancelled && context.settings.guardsDeadSessions) { return false }
+                            if refusal != nil || (request.isCancelled && context.settings.guardsDeadSessions) {
+                                return false
+                            }
                             if case .done = attempt(journaled) { return true }
                             return false
                         }
@@ -127,7 +129,9 @@ extension Disk {
     // MARK: Applying
 
     /// Puts `length` bytes into the active layer and queues their record, or changes nothing.
-    private func apply(_ offset: UInt64, _ length: Int, _ bytes: UnsafeRawPointer, _ journaled: JournalPages?) -> Applied {
+    private func apply(_ offset: UInt64, _ length: Int, _ bytes: UnsafeRawPointer, _ journaled: JournalPages?)
+        -> Applied
+    {
         let size = UInt64(Geometry.pageBytes)
         let first = offset / size
         let end = offset + UInt64(length)

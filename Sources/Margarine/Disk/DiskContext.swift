@@ -65,7 +65,9 @@ package final class DiskContext: @unchecked Sendable {
     func problem(_ text: String) { log.error("\(text)") }
 
     /// Brings a slice to memory and runs `body` while it can't leave.
-    func withSlice<T>(_ entry: BlockEntry, _ slice: SliceIndex, _ body: (UnsafeRawPointer) -> T) async throws(StoreError) -> T {
+    func withSlice<T>(_ entry: BlockEntry, _ slice: SliceIndex, _ body: (UnsafeRawPointer) -> T)
+        async throws(StoreError) -> T
+    {
         let pinned = try await loader.load(entry, slice)
         return body(pinned.pointer)
     }

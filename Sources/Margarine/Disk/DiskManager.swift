@@ -65,7 +65,9 @@ package final class DiskManager: ExportProvider {
 
     package func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
         let export = try ExportName(exportName)
-        if export.generation == nil, let disk = await opened(export.disk) { return DiskManager.info(export.disk, disk.size) }
+        if export.generation == nil, let disk = await opened(export.disk) {
+            return DiskManager.info(export.disk, disk.size)
+        }
         let head = try await stored(export.disk)
         guard let generation = export.generation else { return DiskManager.info(export.disk, head.sizeBytes) }
         let record = try await AttachError.wrap { () throws(CatalogError) in
@@ -145,7 +147,9 @@ package final class DiskManager: ExportProvider {
     }
 
     private func opened(_ name: String) async -> (disk: Disk, size: UInt64)? {
-        guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else { return nil }
+        guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else {
+            return nil
+        }
         return await opening.context.run { disk.lost == nil ? (disk, disk.sizeBytes) : nil }
     }
 
@@ -158,7 +162,8 @@ package final class DiskManager: ExportProvider {
         }
         for folder in folders {
             guard let (name, _) = DiskOpener.disk(ofJournal: folder),
-                (try? JournalReplay.segmentNumbers(in: "\(DiskOpener.journalRoot)/\(folder)", scratch: scratch).isEmpty) == false
+                (try? JournalReplay.segmentNumbers(in: "\(DiskOpener.journalRoot)/\(folder)", scratch: scratch).isEmpty)
+                    == false
             else { continue }
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
@@ -200,7 +205,11 @@ package final class DiskManager: ExportProvider {
     package func apply(_ settings: DiskSettings) {
         state.withLock { _ in
             for context in contexts {
-                if context.isStarted { context.loop.post { context.settings = settings } } else { context.settings = settings }
+                if context.isStarted {
+                    context.loop.post { context.settings = settings }
+                } else {
+                    context.settings = settings
+                }
             }
         }
     }
@@ -218,7 +227,9 @@ package final class DiskManager: ExportProvider {
             state.count += 1
             let context = contexts[Int(state.count % UInt64(contexts.count))]
             context.startOnce()
-            let made = (Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context)
+            let made = (
+                Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context
+            )
             state.snapshots[key] = made
             return made
         }

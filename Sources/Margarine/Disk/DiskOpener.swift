@@ -37,7 +37,9 @@ struct DiskOpener {
 
     /// The disk whose journal a folder is; nil for foreign names.
     static func disk(ofJournal folder: String) -> (name: String, id: ObjectID)? {
-        guard let dot = folder.lastIndex(of: "."), let id = ObjectID(folder[folder.index(after: dot)...]) else { return nil }
+        guard let dot = folder.lastIndex(of: "."), let id = ObjectID(folder[folder.index(after: dot)...]) else {
+            return nil
+        }
         return (String(folder[..<dot]), id)
     }
 
@@ -103,7 +105,8 @@ struct DiskOpener {
         }
         journal.release(upTo: head.journalSequence)
         let disk = Disk(
-            name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests), serverID: server.id,
+            name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests),
+            serverID: server.id,
             heads: heads, context: context, replayed: replayed, pages: pages, journal: journal)
         if survives, head.session != nil || !disk.active.isEmpty {
             // Its client may come back, to find exactly what it was told.
@@ -122,7 +125,8 @@ struct DiskOpener {
     private func checkDead(_ owner: Head.Owner) async throws(AttachError) {
         let sign: String?
         do { sign = try await isAlive(owner.server) } catch {
-            throw AttachError(.unavailable, "disk '\(name)': whether server \(owner.server) is alive can't be told: \(error)")
+            throw AttachError(
+                .unavailable, "disk '\(name)': whether server \(owner.server) is alive can't be told: \(error)")
         }
         if let sign {
             throw AttachError(
@@ -133,7 +137,9 @@ struct DiskOpener {
         context.log.notice("disk \(name): taken over from server \(owner.server) on \(owner.host), which is dead")
     }
 
-    private func replay(_ folder: String, _ head: Head, _ pages: DirtyPages) async throws(AttachError) -> ReplayedJournal {
+    private func replay(_ folder: String, _ head: Head, _ pages: DirtyPages) async throws(AttachError)
+        -> ReplayedJournal
+    {
         do {
             return try await JournalReplay.run(
                 folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch)
@@ -150,9 +156,12 @@ struct DiskOpener {
         do throws(ScratchError) {
             let numbers = try JournalReplay.segmentNumbers(in: folder, scratch: context.scratch)
             if numbers.isEmpty { return }
-            let target = "\(DiskOpener.lostRoot)/\(folder.dropFirst(DiskOpener.journalRoot.count + 1)).\(context.environment.wallMs)"
+            let target =
+                "\(DiskOpener.lostRoot)/\(folder.dropFirst(DiskOpener.journalRoot.count + 1)).\(context.environment.wallMs)"
             _ = try context.scratch.open("\(target)/set-aside", create: true)
-            for number in numbers { try context.scratch.rename(Journal.path(folder, number), to: Journal.path(target, number)) }
+            for number in numbers {
+                try context.scratch.rename(Journal.path(folder, number), to: Journal.path(target, number))
+            }
             try await context.scratch.syncDirectory(target)
             try await context.scratch.syncDirectory(folder)
             context.log.error(
@@ -160,7 +169,8 @@ struct DiskOpener {
             )
         } catch {
             throw AttachError(
-                .unavailable, "disk '\(name)': the journal in '\(folder)' is of an earlier time and can't be set aside: \(error)")
+                .unavailable,
+                "disk '\(name)': the journal in '\(folder)' is of an earlier time and can't be set aside: \(error)")
         }
     }
 }

@@ -19,7 +19,9 @@ package struct ExportName: Equatable, Sendable {
             let id = String(query.dropFirst("session=".count))
             guard DiskName.isValid(id) else {
                 throw AttachError(
-                    .invalid, "export name '\(text)': a session is 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+                    .invalid,
+                    "export name '\(text)': a session is 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+                )
             }
             session = id
         }

@@ -83,7 +83,8 @@ package final class Journal: @unchecked Sendable {
     /// A batch that did not complete inline is whole now (or failed).
     var onAppended: (_ turn: UInt64, _ error: ScratchError?) -> Void = { _, _ in }
 
-    init(folder: String, diskID: ObjectID, epoch: UInt64, lastSequence: UInt64, pages: DirtyPages, context: DiskContext) {
+    init(folder: String, diskID: ObjectID, epoch: UInt64, lastSequence: UInt64, pages: DirtyPages, context: DiskContext)
+    {
         self.folder = folder
         self.diskID = diskID
         self.epoch = epoch
@@ -210,7 +211,8 @@ package final class Journal: @unchecked Sendable {
                 pages[s].sum = sum
                 pages[s].location = JournalLocation(segment: segment.number, offset: UInt32(offset))
                 pages[s].state.insert(.inFlight)
-                record.storeBytes(of: sum.littleEndian, toByteOffset: JournalFormat.recordHeaderBytes + i * 4, as: UInt32.self)
+                record.storeBytes(
+                    of: sum.littleEndian, toByteOffset: JournalFormat.recordHeaderBytes + i * 4, as: UInt32.self)
                 if i > 0, let last = pieces.last, last.baseAddress! + last.count == bytes {
                     pieces[pieces.count - 1] = UnsafeRawBufferPointer(
                         start: last.baseAddress, count: last.count + Geometry.pageBytes)
@@ -295,7 +297,8 @@ package final class Journal: @unchecked Sendable {
 
     private func fail(_ error: ScratchError) {
         failure = error
-        context.problem("journal of \(folder) can't be written: \(error); the disk takes no more writes until it is attached anew")
+        context.problem(
+            "journal of \(folder) can't be written: \(error); the disk takes no more writes until it is attached anew")
         onAppended(.max, error)
         let waiters = syncWaiters
         syncWaiters = []
@@ -338,10 +341,12 @@ package final class Journal: @unchecked Sendable {
 
     /// The store has everything up to `sequence`: removes the segments that hold nothing else.
     func release(upTo sequence: UInt64) {
-        if let current, current.lastSequence <= sequence, flight == nil, current.lengthBytes > 1 << 20 || queued.isEmpty {
+        if let current, current.lastSequence <= sequence, flight == nil, current.lengthBytes > 1 << 20 || queued.isEmpty
+        {
             self.current = nil
         }
-        for segment in segments.values where segment.lastSequence <= sequence && segment !== current && segment !== flight?.segment {
+        for segment in segments.values
+        where segment.lastSequence <= sequence && segment !== current && segment !== flight?.segment {
             segments[segment.number] = nil
             liveBytes -= segment.lengthBytes
             do { try scratch.remove(segment.path) } catch {
@@ -367,7 +372,9 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func pump() {
-        guard !isSyncing, failure == nil, let first = syncWaiters.first, first.sequence <= appendedSequence else { return }
+        guard !isSyncing, failure == nil, let first = syncWaiters.first, first.sequence <= appendedSequence else {
+            return
+        }
         isSyncing = true
         let target = appendedSequence
         let unsynced = segments.values.filter { !$0.isSynced }
@@ -432,13 +439,17 @@ package final class Journal: @unchecked Sendable {
 
     /// Reads pages back, verified.
     func read(_ piece: Piece) async throws(ScratchError) -> [UInt8] {
-        let bytes = try await piece.segment.file.read(count: piece.sums.count * Geometry.pageBytes, at: UInt64(piece.offset))
+        let bytes = try await piece.segment.file.read(
+            count: piece.sums.count * Geometry.pageBytes, at: UInt64(piece.offset))
         let bad = bytes.withUnsafeBytes { p in
-            piece.sums.indices.first { JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != piece.sums[$0] }
+            piece.sums.indices.first {
+                JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != piece.sums[$0]
+            }
         }
         if let bad {
             throw ScratchError.corrupt(
-                "\(piece.segment.path): the page at \(Int(piece.offset) + bad * Geometry.pageBytes) is not what was written there")
+                "\(piece.segment.path): the page at \(Int(piece.offset) + bad * Geometry.pageBytes) is not what was written there"
+            )
         }
         return bytes
     }

@@ -65,7 +65,9 @@ enum JournalFormat {
     }
 
     /// nil unless every byte is as a header of this disk's segment `number` must be.
-    static func segmentHeader(_ p: UnsafeRawPointer, disk: ObjectID, number: UInt64) -> (epoch: UInt64, firstSequence: UInt64)? {
+    static func segmentHeader(_ p: UnsafeRawPointer, disk: ObjectID, number: UInt64) -> (
+        epoch: UInt64, firstSequence: UInt64
+    )? {
         func word(_ i: Int) -> UInt64 { UInt64(littleEndian: p.loadUnaligned(fromByteOffset: i * 8, as: UInt64.self)) }
         guard word(7) == mg_xxh3(p, 56, 0), word(0) == segmentMagic, word(1) == disk.high, word(2) == disk.low,
             word(4) == number
@@ -98,10 +100,13 @@ enum JournalFormat {
         let r = Record(
             kind: kind, sequence: word(8), a: word(16), b: word(24), synced: word(32), extraBytes: Int(word(40)),
             dataBytes: Int(word(48)))
-        guard available >= recordHeaderBytes + r.extraBytes, word(56) == sum(p, extraBytes: r.extraBytes, disk) else { return nil }
+        guard available >= recordHeaderBytes + r.extraBytes, word(56) == sum(p, extraBytes: r.extraBytes, disk) else {
+            return nil
+        }
         switch kind {
         case .write:
-            guard r.b >= 1, r.b <= UInt64(maxPages), r.extraBytes == Int(r.b) * 4, r.dataBytes == Int(r.b) * Geometry.pageBytes,
+            guard r.b >= 1, r.b <= UInt64(maxPages), r.extraBytes == Int(r.b) * 4,
+                r.dataBytes == Int(r.b) * Geometry.pageBytes,
                 r.a < 1 << 52
             else { return nil }
         case .zero:

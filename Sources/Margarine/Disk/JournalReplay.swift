@@ -148,7 +148,8 @@ struct JournalReplay {
             let count = min(1 << 20, Int(segment.lengthBytes - offset)) & ~3
             let found = try await bytes(at: offset, count: count, of: segment.file).withUnsafeBytes { p in
                 stride(from: 0, to: count - 3, by: 4).filter {
-                    UInt32(littleEndian: p.loadUnaligned(fromByteOffset: $0, as: UInt32.self)) == JournalFormat.recordMagic
+                    UInt32(littleEndian: p.loadUnaligned(fromByteOffset: $0, as: UInt32.self))
+                        == JournalFormat.recordMagic
                 }
             }
             for at in found {
@@ -159,7 +160,9 @@ struct JournalReplay {
         }
     }
 
-    private mutating func apply(_ record: JournalFormat.Record, sums: [UInt32], dataAt: UInt64, segment: Journal.Segment) {
+    private mutating func apply(
+        _ record: JournalFormat.Record, sums: [UInt32], dataAt: UInt64, segment: Journal.Segment
+    ) {
         if record.sequence <= base { return }
         result.records += 1
         result.lastSequence = max(result.lastSequence, record.sequence)
@@ -168,7 +171,8 @@ struct JournalReplay {
         case .write:
             for (i, sum) in sums.enumerated() {
                 let page = record.a + UInt64(i)
-                let at = JournalLocation(segment: segment.number, offset: UInt32(dataAt) + UInt32(i * Geometry.pageBytes))
+                let at = JournalLocation(
+                    segment: segment.number, offset: UInt32(dataAt) + UInt32(i * Geometry.pageBytes))
                 result.active.put(pages.recover(at: at, sum: sum), page: Int(page % perSlice), of: page / perSlice)
             }
         case .zero:
@@ -194,7 +198,9 @@ struct JournalReplay {
     // MARK: Bytes
 
     /// The record at `offset`, and how long its header with extra bytes is.
-    private mutating func record(at offset: UInt64, of segment: Journal.Segment) async throws -> (JournalFormat.Record, Int)? {
+    private mutating func record(at offset: UInt64, of segment: Journal.Segment) async throws -> (
+        JournalFormat.Record, Int
+    )? {
         let left = Int(segment.lengthBytes - min(offset, segment.lengthBytes))
         let count = min(left, JournalFormat.recordHeaderBytes + JournalFormat.maxExtraBytes)
         if count < JournalFormat.recordHeaderBytes { return nil }
@@ -217,8 +223,11 @@ struct JournalReplay {
             var sums: [UInt32] = []
             for i in 0..<Int(record.b) {
                 let sum = UInt32(
-                    littleEndian: p.loadUnaligned(fromByteOffset: JournalFormat.recordHeaderBytes + i * 4, as: UInt32.self))
-                guard JournalFormat.pageSum(p.baseAddress! + headBytes + i * Geometry.pageBytes) == sum else { return nil }
+                    littleEndian: p.loadUnaligned(
+                        fromByteOffset: JournalFormat.recordHeaderBytes + i * 4, as: UInt32.self))
+                guard JournalFormat.pageSum(p.baseAddress! + headBytes + i * Geometry.pageBytes) == sum else {
+                    return nil
+                }
                 sums.append(sum)
             }
             return sums
@@ -226,7 +235,9 @@ struct JournalReplay {
     }
 
     /// `count` bytes at `offset`, through a window of at least 4 MiB.
-    private mutating func bytes(at offset: UInt64, count: Int, of file: any ScratchFile) async throws -> ArraySlice<UInt8> {
+    private mutating func bytes(at offset: UInt64, count: Int, of file: any ScratchFile) async throws -> ArraySlice<
+        UInt8
+    > {
         if offset < windowOffset || offset + UInt64(count) > windowOffset + UInt64(window.count) {
             let length = min(UInt64(max(count, 4 << 20)), file.sizeBytes - offset)
             let fresh = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(length), alignment: 16)

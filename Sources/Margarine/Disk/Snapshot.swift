@@ -146,7 +146,8 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         nonisolated(unsafe) let request = request  // stays on this loop
         context.spawn { [self] in
             do throws(StoreError) {
-                request.extents = try await extents(request.offset..<request.offset + request.lengthBytes, request.onlyOneExtent)
+                request.extents = try await extents(
+                    request.offset..<request.offset + request.lengthBytes, request.onlyOneExtent)
                 finish(request, nil)
             } catch {
                 context.problem("\(name): block status at \(request.offset) failed: \(error)")

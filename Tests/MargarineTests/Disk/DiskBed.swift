@@ -55,22 +55,27 @@ final class DiskBed: Sendable {
         log.logLevel = .critical
         context = DiskContext(
             loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
-            manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes), log: log, settings: settings)
+            manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes), log: log,
+            settings: settings)
         manager = DiskManager(
             contexts: [context], heads: HeadStore(bucket: faults, environment: environment),
-            server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover, log: log,
+            server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,
+            log: log,
             isAlive: { alive.contains($0) ? "it was told to be" : nil })
     }
 
     /// As a kill: nothing is finished. The loop stops where it is.
     func kill() { loop.stop() }
 
-    func create(_ name: String = "d", size: UInt64 = 64 << 20, _ change: (inout DiskOptions) -> Void = { _ in }) async throws {
+    func create(_ name: String = "d", size: UInt64 = 64 << 20, _ change: (inout DiskOptions) -> Void = { _ in })
+        async throws
+    {
         var options = DiskOptions()
         options.safePoints = .flush
         change(&options)
         let head = Head(
-            diskID: environment.objectID(), name: name, sizeBytes: size, options: options, createdAtMs: environment.wallMs)
+            diskID: environment.objectID(), name: name, sizeBytes: size, options: options,
+            createdAtMs: environment.wallMs)
         _ = try await HeadStore(bucket: store, environment: environment).swap(head, expecting: nil)
     }
 

@@ -134,7 +134,8 @@ import Testing
             for page in 0..<pages {
                 let found = try await client.read(4096, at: UInt64(page * 4096))
                 let value = found.withUnsafeBytes { $0.loadUnaligned(as: UInt64.self) }
-                #expect(allowed[page].contains(value), "round \(round) page \(page): \(value) is none of \(allowed[page])")
+                #expect(
+                    allowed[page].contains(value), "round \(round) page \(page): \(value) is none of \(allowed[page])")
                 let whole = value == 0 ? [UInt8](repeating: 0, count: 4096) : stamped(value)
                 #expect(found == whole, "round \(round) page \(page) is torn")
                 allowed[page] = [value]
@@ -188,7 +189,9 @@ import Testing
 
     private func stamped(_ value: UInt64) -> [UInt8] {
         [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
-            buffer.withMemoryRebound(to: UInt64.self) { words in for i in 0..<512 { words.initializeElement(at: i, to: value) } }
+            buffer.withMemoryRebound(to: UInt64.self) { words in
+                for i in 0..<512 { words.initializeElement(at: i, to: value) }
+            }
             count = 4096
         }
     }
@@ -216,7 +219,9 @@ import Testing
     }
 
     @Test func aClientThatNeverFlushesIsNotStuckOnAFullJournal() async throws {
-        let bed = try DiskBed(settings: { $0.journalLimitBytes = 8 << 20; $0.commitIntervalMs = 600_000 })
+        let bed = try DiskBed(settings: {
+            $0.journalLimitBytes = 8 << 20; $0.commitIntervalMs = 600_000
+        })
         try await bed.create()
         let client = try await bed.attach()
         for round in 0..<10 {

@@ -21,7 +21,8 @@ import Testing
             }
             let probe = UInt64.random(in: 0..<320, using: &random)
             #expect(ranges.contains(probe) == model.contains(probe))
-            #expect(ranges.covers(start..<max(end, start + 1)) == (start..<max(end, start + 1)).allSatisfy(model.contains))
+            #expect(
+                ranges.covers(start..<max(end, start + 1)) == (start..<max(end, start + 1)).allSatisfy(model.contains))
         }
         for (a, b) in zip(ranges.ranges, ranges.ranges.dropFirst()) { #expect(a.upperBound < b.lowerBound) }
     }
@@ -61,7 +62,8 @@ import Testing
                 case (.data(let slot), .some(let expected?)):
                     data += 1
                     #expect(pages[slot].sum == expected)
-                case (let found, let expected): Issue.record("page \(page): \(found) instead of \(String(describing: expected))")
+                case (let found, let expected):
+                    Issue.record("page \(page): \(found) instead of \(String(describing: expected))")
                 }
             }
             #expect(layers[which].dataPages == data)
@@ -83,7 +85,9 @@ import Testing
         for at in bytes.indices {
             for bit in 0..<8 {
                 bytes[at] ^= 1 << UInt8(bit)
-                #expect(bytes.withUnsafeBytes { JournalFormat.record($0.baseAddress!, available: 76, of: disk) } == nil, "byte \(at)")
+                #expect(
+                    bytes.withUnsafeBytes { JournalFormat.record($0.baseAddress!, available: 76, of: disk) } == nil,
+                    "byte \(at)")
                 bytes[at] ^= 1 << UInt8(bit)
             }
         }

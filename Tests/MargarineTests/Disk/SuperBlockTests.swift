@@ -37,7 +37,9 @@ import Testing
     @Test func aSuperBlockAfterAFlushIsASafePointAndOtherFlushesAreNot() async throws {
         let super1 = Array(try image("crc32c")[65536..<65536 + 4096])
         let bed = try DiskBed()
-        try await bed.create { $0.safePoints = .auto; $0.resumeWindowMs = 0 }
+        try await bed.create {
+            $0.safePoints = .auto; $0.resumeWindowMs = 0
+        }
         var client = try await bed.attach("d?session=1")
         try await client.write(pattern(4096, 1), at: 1 << 20)
         try await client.flush()
