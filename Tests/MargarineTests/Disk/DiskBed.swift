@@ -101,7 +101,7 @@ final class DiskBed: Sendable {
 }
 
 /// A connection without a socket.
-final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its device's loop, or while nothing runs there
+final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its device's loop only
     let attached: AttachedDevice
     private var waiting: [ObjectIdentifier: CheckedContinuation<DeviceError?, Never>] = [:]
     private var turns: [(turn: UInt64, continuation: CheckedContinuation<DeviceError?, Never>)] = []
