@@ -79,6 +79,11 @@ class Bed:
     def is_tcp(self):
         return not isinstance(self.address, str)
 
+    def crowd(self, count):
+        """How many hostile clients to have: all connections to one disk are one session, and there each new one waits
+        up to two seconds for those that hold half a request."""
+        return count if b"stuck" in self.names else count // 16
+
     def skip(self):
         raise Skip
 
@@ -89,8 +94,8 @@ class Bed:
 
 
 def parse(text):
-    if text.startswith("unix:"):
-        text = text[5:]
+    for scheme in ("unix:", "tcp://"):
+        text = text.removeprefix(scheme)
     if text.startswith("/"):
         return text
     host, port = text.rsplit(":", 1)
@@ -129,7 +134,10 @@ def standard():
         print("margined:", flush=True)
         store = "file://%s/store" % folder
         os.mkdir(folder + "/store")
-        subprocess.check_call([margined, "disk", "create", "nbd", "--size", "1G", "--store", store], stdout=2)
+        with open(folder + "/image", "wb") as image:
+            image.write(os.urandom(1 << 20))
+            image.truncate(1 << 30)
+        subprocess.check_call([margined, "disk", "import", folder + "/image", "nbd", "--store", store], stdout=2)
         shown = subprocess.check_output([margined, "disk", "show", "nbd", "--json", "--store", store])
         status |= subprocess.call(own + [
             "--export", "nbd", "--readonly", "nbd@%d" % json.loads(shown)["generation"], "--server", margined, "serve",

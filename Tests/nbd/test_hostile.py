@@ -206,7 +206,7 @@ def unfinished_writes_of_32_MiB_take_no_memory(t):
     before = t.memory()
     with _Witness(t) as witness:
         clients = []
-        for _ in range(64):
+        for _ in range(t.crowd(64)):
             client = t.serve()
             client.send(header(WRITE, 0, LIMIT) + b"z" * 28)
             clients.append(client)
@@ -223,7 +223,7 @@ def half_sent_writes_of_32_MiB_are_bounded(t):
     before = t.memory()
     with _Witness(t) as witness:
         clients = []
-        for _ in range(64):
+        for _ in range(t.crowd(64)):
             client = t.serve()
             client.sock.settimeout(0.2)
             try:
@@ -243,7 +243,7 @@ def replies_nobody_reads_are_bounded(t):
     before = t.memory()
     with _Witness(t) as witness:
         clients = []
-        for _ in range(16):
+        for _ in range(t.crowd(16)):
             client = t.serve()
             client.sock.settimeout(0.2)
             try:

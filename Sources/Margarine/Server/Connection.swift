@@ -278,12 +278,12 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// Ends the connection at once: nothing more is read or sent.
     func end(_ reason: String) {
         guard state != .dead else { return }
-        log.info("ended", metadata: ["client": "\(client.address)", "export": "\(exportName)", "reason": "\(reason)"])
         if share.active === self {
             // The turn under way still looks at this object's bytes; it ends the connection when it is done.
             if endReason == nil { endReason = reason }
             return
         }
+        log.info("ended", metadata: ["client": "\(client.address)", "export": "\(exportName)", "reason": "\(reason)"])
         leave(clean: false)
         die()
     }
