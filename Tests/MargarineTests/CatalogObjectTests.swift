@@ -23,7 +23,8 @@ struct CatalogObjectTests {
             cache: test.cache())
         head.advance(
             to: GenerationRecord(
-                diskID: head.diskID, generation: 8, epoch: 3, kind: .btrfsLog, committedAtMs: 10, journalSequence: .max,
+                diskID: head.diskID, generation: 8, epoch: 3, kind: .btrfsLog, committedAtMs: 10,
+                journalSequence: 1 << 60,
                 newBytes: 1,
                 manifest: manifest))
         return head
@@ -52,7 +53,7 @@ struct CatalogObjectTests {
         #expect(json["margarine"] as? String == "head" && json["format"] as? Int == 1)
         #expect(json["diskID"] as? String == "0123456789abcdef0000000000000002")
         #expect(json["sizeBytes"] as? UInt64 == ManifestShape.maxSizeBytes)
-        #expect((json["record"] as? [String: Any])?["journalSequence"] as? UInt64 == .max)
+        #expect((json["record"] as? [String: Any])?["journalSequence"] as? UInt64 == 1 << 60)
         #expect((json["owner"] as? [String: Any])?["host"] as? String == "h\"ö")
         #expect(json["lostSessions"] as? [String] == ["old"])
         #expect(bytes == Self.sealed(Self.body(head)))
@@ -105,6 +106,10 @@ struct CatalogObjectTests {
         ("\"safePoints\":\"auto\"", "\"safePoints\":\"never\""),
         ("\"resumeWindowMs\":60000", "\"resumeWindowMs\":-1"), ("\"kind\":\"btrfsLog\"", "\"kind\":\"guess\""),
         ("0123456789abcdef", "0123456789ABCDEF"), ("\"epoch\":3", "\"epoch\":-3"), ("\"nonce\"", "\"once\""),
+        ("\"createdAtMs\":5", "\"createdAtMs\":-5"), ("\"createdAtMs\":5", "\"createdAtMs\":9223372036854775807"),
+        ("\"sinceMs\":9", "\"sinceMs\":253402300800000"), ("\"committedAtMs\":10", "\"committedAtMs\":-1"),
+        ("\"journalSequence\":1152921504606846976", "\"journalSequence\":4611686018427387904"),
+        ("\"epoch\":3,\"generation\":8,\"lost", "\"epoch\":4611686018427387904,\"generation\":8,\"lost"),
     ])
     func contradictionsAreRefused(_ change: (from: String, to: String)) throws {
         let body = Self.body(Self.sample())

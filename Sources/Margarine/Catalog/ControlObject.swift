@@ -12,6 +12,11 @@ enum ControlObject {
     /// Largest control object that is read.
     static let maxBytes = 256 << 10
 
+    /// Times that can be told: 1970 to the year 9999, in milliseconds.
+    static let times: ClosedRange<Int64> = 0...253_402_300_799_999
+    /// Numbers that are counted up must stay below this, so that counting on never overflows.
+    static let countLimit: UInt64 = 1 << 62
+
     /// The object's bytes. Keys are sorted: equal values give equal bytes.
     static func seal(_ value: some Encodable, kind: String, format: Int) -> [UInt8] {
         let encoder = JSONEncoder()

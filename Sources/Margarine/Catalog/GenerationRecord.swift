@@ -55,7 +55,8 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
         journalSequence: UInt64, newBytes: UInt64, manifest: Manifest
     ) {
         precondition(
-            manifest.depth == ManifestShape.depth(sizeBytes: manifest.sizeBytes), "a manifest that an edit has written has all its levels")
+            manifest.depth == ManifestShape.depth(sizeBytes: manifest.sizeBytes),
+            "a manifest that an edit has written has all its levels")
         self.diskID = diskID
         self.generation = generation
         self.epoch = epoch
@@ -88,14 +89,17 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
 
     /// What must hold for any record.
     func check(what: String) throws(CatalogError) {
-        guard generation >= 1, DiskSize.isValid(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
+        guard generation >= 1, generation < ControlObject.countLimit, epoch < ControlObject.countLimit,
+            journalSequence < ControlObject.countLimit, ControlObject.times.contains(committedAtMs),
+            DiskSize.isValid(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
             usedBlocks == root?.usedBlocks ?? 0, storedBytes == root?.storedBytes ?? 0,
             usedBlocks <= ManifestShape.blocks(sizeBytes: sizeBytes)
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
     }
 
     enum CodingKeys: String, CodingKey {
-        case diskID, generation, epoch, sizeBytes, kind, committedAtMs, journalSequence, usedBlocks, storedBytes, newBytes, depth, root
+        case diskID, generation, epoch, sizeBytes, kind, committedAtMs, journalSequence, usedBlocks, storedBytes,
+            newBytes, depth, root
     }
 
     package init(from decoder: any Decoder) throws {

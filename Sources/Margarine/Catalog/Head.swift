@@ -116,7 +116,9 @@ package struct Head: Sendable, Equatable, Codable {
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
         let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
-        guard head.name == name, DiskSize.isValid(head.sizeBytes),
+        guard head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
+            head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
+            ControlObject.times.contains(head.owner?.sinceMs ?? 0),
             (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
             head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
             head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch,

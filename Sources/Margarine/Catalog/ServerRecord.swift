@@ -87,9 +87,13 @@ extension Store {
             if error.kind == .notFound { return nil }
             throw CatalogError(error)
         }
-        return try ControlObject.open(
-            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format,
-            what: "the heartbeat of '\(id)'")
+        let what = "the heartbeat of '\(id)'"
+        let record = try ControlObject.open(
+            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: what)
+        guard record.id == id, ControlObject.times.contains(record.timeMs),
+            ControlObject.times.contains(record.freshForMs)
+        else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
+        return record
     }
 
     /// Removes a server's heartbeat: it ended in order.
