@@ -279,78 +279,78 @@ final class ObjectReader: Sendable {
         guard files.takesWrites, lengthBytes <= files.limitBytes,
             !files.present(completion.id).contains(completion.range)
         else { return }
-        let startsRunner = table.withLock { table in
-            if table.queue.contains(where: { $0.id == completion.id && $0.range == completion.range }) { return false }
+        let started = table.withLock { table in
+            if table.queue.contains(where: { $0.id == completion.id && $0.range == completion.range }) { return 0 }
             if table.queue.count >= Self.maxQueued {
                 table.queue.removeFirst()
                 table.counters.givenUp += 1
             }
             table.queue.append(completion)
-            if table.runners >= Self.maxBackground { return false }
-            table.runners += 1
-            return true
+            let started = Self.maxBackground - table.runners
+            table.runners = Self.maxBackground
+            return started
         }
-        if startsRunner { spawn { [self] in await runBackground() } }
+        for _ in 0..<started { spawn { [self] in await runBackground() } }
     }
 
+    /// Fetches pieces until none is wanted. All runners work on the oldest object of the queue: one that is half there
+    /// soon is there.
     private func runBackground() async {
         while true {
-            let next = table.withLock { table -> Completion? in
-                if table.queue.isEmpty {
-                    table.runners -= 1
-                    return nil
-                }
-                return table.queue.removeFirst()
-            }
-            guard let next else { return }
-            await complete(next)
-        }
-    }
-
-    private func complete(_ completion: Completion) async {
-        let id = completion.id
-        var at = completion.range.lowerBound
-        while files.takesWrites {
             await quiet()
-            guard let fetch = claim(completion, from: at) else { return }
-            guard let (bytes, total) = try? await get(fetch, id, completion.location, isTabled: true) else {
-                table.withLock { $0.counters.givenUp += 1 }
-                return
+            let takesWrites = files.takesWrites
+            let next = table.withLock { table -> (Completion, Fetch)? in
+                if !takesWrites {
+                    table.counters.givenUp += UInt64(table.queue.count)
+                    table.queue = []
+                }
+                while let first = table.queue.first {
+                    if let fetch = claim(first, &table) { return (first, fetch) }
+                    table.queue.removeFirst()
+                }
+                table.runners -= 1
+                return nil
             }
-            table.withLock { $0.counters.backgroundBytes += UInt64(bytes.count) }
-            await files.write(id, at: fetch.range.lowerBound, bytes, total: completion.totalBytes ?? total)
-            leave(fetch, id)
-            // No room for it: the rest would be fetched in vain as well.
-            if !files.present(id).contains(fetch.range) {
-                table.withLock { $0.counters.givenUp += 1 }
-                return
+            guard let (completion, fetch) = next else { return }
+            if await !complete(completion, fetch) {
+                table.withLock { table in
+                    table.counters.givenUp += 1
+                    table.queue.removeAll { $0.id == completion.id && $0.range == completion.range }
+                }
             }
-            at = fetch.range.upperBound
         }
     }
 
-    /// The next piece that nobody has or fetches, from `start` on.
-    private func claim(_ completion: Completion, from start: UInt64) -> Fetch? {
-        table.withLock { table in
-            let fetches = table.fetches[completion.id] ?? []
-            let present = files.present(completion.id)
-            var at = start
-            while at < completion.range.upperBound {
-                if let fetch = fetches.first(where: { $0.range.contains(at) }) {
-                    at = fetch.range.upperBound
-                } else if let there = present.range(at: at) {
-                    at = there.upperBound
-                } else {
-                    let gapEnd = Self.gapEnd(at, completion.range.upperBound, fetches, present)
-                    let most = min(gapEnd, at + Self.backgroundPieceBytes)
-                    let end = most == gapEnd ? gapEnd : completion.cuts.last { $0 > at && $0 <= most } ?? most
-                    let fetch = Fetch(at..<end)
-                    table.fetches[completion.id, default: []].append(fetch)
-                    return fetch
-                }
+    /// Fetches a piece onto scratch; false when the rest would be in vain.
+    private func complete(_ completion: Completion, _ fetch: Fetch) async -> Bool {
+        let id = completion.id
+        guard let (bytes, total) = try? await get(fetch, id, completion.location, isTabled: true) else { return false }
+        table.withLock { $0.counters.backgroundBytes += UInt64(bytes.count) }
+        await files.write(id, at: fetch.range.lowerBound, bytes, total: completion.totalBytes ?? total)
+        leave(fetch, id)
+        return files.present(id).contains(fetch.range)
+    }
+
+    /// The next piece of it that nobody has or fetches.
+    private func claim(_ completion: Completion, _ table: inout Table) -> Fetch? {
+        let fetches = table.fetches[completion.id] ?? []
+        let present = files.present(completion.id)
+        var at = completion.range.lowerBound
+        while at < completion.range.upperBound {
+            if let fetch = fetches.first(where: { $0.range.contains(at) }) {
+                at = fetch.range.upperBound
+            } else if let there = present.range(at: at) {
+                at = there.upperBound
+            } else {
+                let gapEnd = Self.gapEnd(at, completion.range.upperBound, fetches, present)
+                let most = min(gapEnd, at + Self.backgroundPieceBytes)
+                let end = most == gapEnd ? gapEnd : completion.cuts.last { $0 > at && $0 <= most } ?? most
+                let fetch = Fetch(at..<end)
+                table.fetches[completion.id, default: []].append(fetch)
+                return fetch
             }
-            return nil
         }
+        return nil
     }
 
     private func quiet() async {
