@@ -89,6 +89,17 @@ def show(name):
     return json.loads(margined("disk", "show", name, "--json"))
 
 
+def hurt_store():
+    """Of a Ceph store, ends one of the two gateways, once; a bed calls it in the middle of its load."""
+    if os.environ["STORE_KIND"] == "ceph" and not hurt_store.done:
+        hurt_store.done = True
+        subprocess.run([f"{os.environ['ROOT']}/Tests/servers/ceph.sh", "kill", f"{WORK}/objects", "rgw1"], check=True, stdout=subprocess.DEVNULL)
+        say("one of the two gateways is ended")
+
+
+hurt_store.done = False
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -58,6 +58,7 @@ sqlite=$!
 n=0
 until [ $(($(generation work) - first)) -ge "$want" ] && [ $n -ge 8 ]; do
   n=$((n + 1))
+  [ $n != 4 ] || hurt_store
   [ $n -le 400 ] || fail "only $(($(generation work) - first)) generations in $n rounds of load"
   mkdir -p "$w/tree/round$n"
   cp -r "$w/tree/share"/. "$w/tree/round$n/" 2>/dev/null &

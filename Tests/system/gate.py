@@ -1,7 +1,11 @@
-"""A TCP forwarder that can hold, refuse and cut: between a daemon and its store, or between a client and a daemon."""
+"""A TCP forwarder that can hold, refuse and cut: between a daemon and its store, or between a client and a daemon.
+
+As a program, `gate.py HOST:PORT...` forwards to the first that accepts, prints its own port, and runs until it is ended: two
+gateways of a store behind one address."""
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from urllib.parse import parse_qs, quote, urlsplit
@@ -106,15 +110,17 @@ class Gate:
             (self._reset if self.mode == "refuse" else socket.socket.close)(server)
 
 
-def before_store(url, *more_endpoints):
-    """A gate before the S3 endpoint of `url` (and others of the same store): (gate, the URL through it)."""
+def before_store(url):
+    """A gate before the S3 endpoint of `url`: (gate, the URL through it)."""
     parts = urlsplit(url)
     query = {k: v[0] for k, v in parse_qs(parts.query).items()}
-    targets = []
-    for endpoint in (query["endpoint"], *more_endpoints):
-        e = urlsplit(endpoint)
-        targets.append((e.hostname, e.port or 80))
-    gate = Gate(*targets)
+    endpoint = urlsplit(query["endpoint"])
+    gate = Gate((endpoint.hostname, endpoint.port or 80))
     query["endpoint"] = f"http://127.0.0.1:{gate.port}"
     text = "&".join(f"{k}={quote(v, safe=':/')}" for k, v in query.items())
     return gate, f"{parts.scheme}://{parts.netloc}{parts.path}?{text}"
+
+
+if __name__ == "__main__":
+    print(Gate(*((host, int(port)) for host, port in (a.rsplit(":", 1) for a in sys.argv[1:]))).port, flush=True)
+    threading.Event().wait()

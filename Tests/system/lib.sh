@@ -88,9 +88,23 @@ start_store() {
   esac
   if [ "$STORE_KIND" != file ]; then
     set -a; . "$WORK/objects/env"; set +a
+    if [ "$STORE_KIND" = ceph ]; then   # both gateways behind one address
+      $PYTHON "$ROOT/Tests/system/gate.py" "${S3_ENDPOINT#http://}" "${S3_ENDPOINT2#http://}" >"$WORK/gate" 2>&1 &
+      PIDS+=("$!")
+      for n in $(seq 100); do [ -s "$WORK/gate" ] && break; sleep 0.05; done
+      S3_ENDPOINT=http://127.0.0.1:$(cat "$WORK/gate")
+    fi
     STORE="s3://$S3_BUCKET/$BED?endpoint=$S3_ENDPOINT&region=$AWS_REGION"
   fi
   export STORE MARGARINE_STORE=$STORE
+}
+
+# Of a Ceph store, ends one of the two gateways, once; a bed calls it in the middle of its load.
+hurt_store() {
+  [ "$STORE_KIND" = ceph ] && [ -z "${HURT:-}" ] || return 0
+  HURT=1
+  "$ROOT/Tests/servers/ceph.sh" kill "$WORK/objects" rgw1 >/dev/null || fail "the gateway could not be ended"
+  say "one of the two gateways is ended"
 }
 
 # ---- the daemon: DAEMON is its pid
