@@ -64,7 +64,7 @@ for via in tcp unix; do
 
   for bs in 4k-4k 512-64k; do
     check fio --name=v --ioengine=nbd --uri="$p" --rw=randrw --bsrange=$bs --size="$(pick 48M 512M)" --io_size="$(pick 48M 1G)" \
-      --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed="$SEED" --fsync=64
+      --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --randseed="$SEED" --fsync=64
   done
   say "$via: fio randrw with verify, 4k and 512 to 64k"
 done
