@@ -135,7 +135,8 @@ package final class DiskManager: ExportProvider {
             return opening
         }
         do {
-            return (opening.context, try await opening.task.value)
+            let disk = try await opening.task.value
+            return (opening.context, disk)
         } catch {
             remove(name, opening.number)
             throw error as? AttachError ?? AttachError(.unavailable, "disk '\(name)': \(error)")

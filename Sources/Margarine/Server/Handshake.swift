@@ -385,7 +385,8 @@ final class Handshake: EventHandler, @unchecked Sendable {
         let wantsText = query.wantsName || query.wantsDescription
         ask { (provider: any ExportProvider) async throws(AttachError) -> (ExportInfo?, AttachedDevice) in
             let export = wantsText ? try await provider.describe(query.exportName) : nil
-            return (export, try await provider.attach(query.exportName, client: client))
+            let attached = try await provider.attach(query.exportName, client: client)
+            return (export, attached)
         } then: { this, result in
             switch result {
             case .failure(let error): this.refuse(code, error)
