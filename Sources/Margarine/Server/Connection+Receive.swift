@@ -9,7 +9,7 @@ extension Connection {
     private static let firstGrantBytes = 512 << 10
     private static let grantStepBytes = 1 << 20
     /// Replies of one turn that are sent before it ends.
-    private static let flushBytes = 256 << 10
+    private static let flushBytes = 128 << 10
     private static let hungUp = "the client hung up without DISC"
 
     /// One turn on what the socket has. False when it had nothing.
