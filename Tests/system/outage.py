@@ -107,7 +107,7 @@ def outage(gate, daemon, rng, mode, seconds):
     # Nothing of this is in memory or on scratch: an error in time, never wrong bytes.
     begin, error, data = time.monotonic(), None, b""
     reader.send(READ, COLD + outage.next_cold * MIB, 4096)
-    outage.next_cold += 1
+    outage.next_cold += 32   # another block: this one may be fetched whole
     while reader.waiting and time.monotonic() - begin < 20:
         time.sleep(0.02)
         for _, _, error, data in reader.replies(block=False):
