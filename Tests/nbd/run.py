@@ -141,7 +141,7 @@ def standard():
         shown = subprocess.check_output([margined, "disk", "show", "nbd", "--json", "--store", store])
         status |= subprocess.call(own + [
             "--export", "nbd", "--readonly", "nbd@%d" % json.loads(shown)["generation"], "--server", margined, "serve",
-            "--store", store, "--scratch", folder + "/scratch", "--listen", "127.0.0.1:0", "--unix",
+            "--log-level", "warning", "--store", store, "--scratch", folder + "/scratch", "--listen", "127.0.0.1:0", "--unix",
             folder + "/margined.sock"])
     sys.exit(1 if status else 0)
 

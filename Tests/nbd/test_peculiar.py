@@ -67,6 +67,14 @@ def a_device_that_refuses_to_be_joined_is_a_policy_error(t):
     client.expect_closed()
 
 
+def a_device_can_end_a_connection_that_joins(t):
+    name = t.special(b"hostile")
+    for _ in range(20):
+        client = t.haggle()
+        client.option(GO, go(name))
+        client.expect_closed()
+
+
 def options_wait_while_an_export_is_attached(t):
     client = t.serve(export=t.special(b"late"))
     client.alive()

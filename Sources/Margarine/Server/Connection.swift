@@ -158,12 +158,14 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         settle()
     }
 
-    /// The device did not admit it: nothing is left of it but the socket, which goes back to the handshake.
-    func abandon() {
-        guard state == .joining else { return }
+    /// The device did not admit it: nothing is left of it but the socket, which goes back to the handshake. False: it ended
+    /// meanwhile, and the socket with it.
+    func abandon() -> Bool {
+        guard state == .joining else { return false }
         state = .dead
         isFinished = true
         share.remove(self)
+        return true
     }
 
     // MARK: Events

@@ -4,7 +4,8 @@
 package struct ConnectionLimits: Sendable {
     /// Connections at a time, unfinished handshakes included. Further ones are closed as they come.
     package var connections = 1024
-    /// Unfinished handshakes at a time. One more and the oldest is closed: an honest handshake takes milliseconds.
+    /// Unfinished handshakes at a time. One more and the oldest that waits for its client is closed: an honest handshake
+    /// takes milliseconds.
     package var handshakes = 128
     /// Time a client has for its handshake; what the server takes to answer does not count.
     package var handshakeTimeoutMs: UInt64 = 30_000

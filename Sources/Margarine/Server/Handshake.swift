@@ -77,7 +77,14 @@ final class Handshake: EventHandler, @unchecked Sendable {
         server.ended(self)
     }
 
-    /// Whether it waits for the server, not for the client.
+    /// Whether it waits for the client, and so may be closed to make room.
+    var isWaitingForClient: Bool {
+        switch step {
+        case .asking, .moved, .closed: false
+        default: true
+        }
+    }
+
     private var isAsking: Bool { if case .asking = step { true } else { false } }
 
     private func setTimer() {
@@ -436,13 +443,12 @@ final class Handshake: EventHandler, @unchecked Sendable {
             exportName: query.exportName, log: log, ended: { [server] in server.connectionEnded() })
         if server.isDraining { connection.drain() }
         device.join(connection, admission: attached.admission) { [self] error in
-            if let error {
-                connection.abandon()
+            if let error, connection.abandon() {
                 loop.post { self.comeBack(code, error) }
-            } else {
-                connection.start(reply: reply)
-                loop.post { self.succeeded() }
+                return
             }
+            if error == nil { connection.start(reply: reply) }
+            loop.post { self.isOver() }
         }
     }
 
@@ -454,7 +460,8 @@ final class Handshake: EventHandler, @unchecked Sendable {
         proceed()
     }
 
-    private func succeeded() {
+    /// The socket is the connection's, or closed by it.
+    private func isOver() {
         step = .closed
         timer?.cancel()
         timer = nil

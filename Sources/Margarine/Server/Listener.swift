@@ -193,7 +193,9 @@ final class ServerContext: @unchecked Sendable {
     }
 
     private func welcome(_ socket: FileDescriptor) {
-        if handshakes.count >= limits.handshakes { handshakes[0].close("too many unfinished handshakes") }
+        if handshakes.count >= limits.handshakes {
+            handshakes.first(where: \.isWaitingForClient)?.close("too many unfinished handshakes")
+        }
         let isWelcome = shared.withLock { shared in
             guard shared.connections < limits.connections else { return false }
             shared.connections += 1

@@ -19,6 +19,8 @@ struct Behaviour: Sendable {
     /// Requests that begin here end with this error.
     var failsAt = UInt64.max
     var error = DeviceError.io
+    /// Who joins is disconnected, and refused only then.
+    var disconnectsJoiners = false
     /// A write that begins here ends the connection.
     var disconnectsAt = UInt64.max
 }
@@ -125,7 +127,11 @@ final class MemoryDevice: BlockDevice, @unchecked Sendable {
     }
 
     func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
-        if (admission as? MemoryAdmission)?.isLapsed == true {
+        if behaviour.disconnectsJoiners {
+            client.disconnect(reason: "nobody may join")
+            let ready = Unchecked(ready)
+            later(1_000_000) { ready.value(AttachError(.refused, "nobody may join")) }
+        } else if (admission as? MemoryAdmission)?.isLapsed == true {
             ready(AttachError(.refused, "the admission lapsed"))
         } else {
             ready(nil)

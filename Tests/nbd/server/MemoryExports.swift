@@ -47,6 +47,7 @@ final class MemoryExports: ExportProvider {
         add("huge", "as large as it gets, mostly zeroes", size: UInt64.max & ~0xfff, memory: 16 << 20)
         add("odd", "not a multiple of anything", size: (1 << 20) + 1)
         add("lapsed", "refuses who joins", lapsed: true)
+        add("hostile", "disconnects who joins", Behaviour(disconnectsJoiners: true))
         add("late", "takes 200 ms to attach", attachNs: 200_000_000)
         exports = made
     }
