@@ -4,6 +4,7 @@ import queue
 import random
 import struct
 import threading
+import time
 
 from wire import *
 
@@ -404,6 +405,47 @@ def a_replied_write_is_seen_by_all_connections(t):
         assert second.read(turn * 801, len(data)) == data
         first, second = (first, second) if turn % 2 else (first, second)
     assert first.error(FLUSH) == 0
+
+
+def a_busy_connection_goes_on_when_another_begins(t):
+    busy, stop, failures, block = t.serve(), [], [], os.urandom(65_536)
+    window = threading.Semaphore(16)
+
+    def send():
+        number = 0
+        while not stop:
+            window.acquire()
+            busy.pending[number] = (WRITE, len(block))
+            busy.send(header(WRITE, number % 64 * len(block), len(block), FUA, number) + block)
+            number += 1
+        busy.pending[number] = (READ, 1)
+        busy.send(header(READ, 0, 1, 0, number))
+        stop.append(number)
+
+    def receive():
+        try:
+            while not (len(stop) > 1 and not busy.pending):
+                assert busy.reply()[1].error == 0
+                window.release()
+        except Exception as error:
+            failures.append(error)
+            window.release()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (send, receive)]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        time.sleep(0.1)
+        began = time.monotonic()
+        other = t.serve()
+        other.alive()
+        assert time.monotonic() - began < 1.5
+        other.disconnect()
+    stop.append(True)
+    for thread in threads:
+        thread.join(20)
+    assert not failures, failures
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def neighbouring_small_writes_lose_nothing(t):

@@ -27,8 +27,9 @@ extension Connection {
             case .bytes(let count):
                 counters.receivedBytes += UInt64(count)
                 let total = carryCount + count
+                let newFrom = carryCount > 0 ? 1 : 0
                 carryCount = 0
-                parse(share.receiveBase, total)
+                parse(share.receiveBase, total, newFrom: newFrom)
                 more = true
             case .wouldBlock: break
             case .closed: end(Self.hungUp)
@@ -54,7 +55,7 @@ extension Connection {
         let wanted = current.granted - current.received
         share.vectors[0] = iovec(iov_base: current.buffer + current.received, iov_len: wanted)
         share.vectors[1] = iovec(iov_base: share.receiveBase, iov_len: share.receiveBytes)
-        let count = readv(fd, share.vectors.baseAddress, current.granted == length ? 2 : 1)
+        let count = readv(fd, share.vectors.baseAddress, current.granted == length && !isHeld ? 2 : 1)
         guard count > 0 else {
             payload = current
             if count == 0 {
@@ -69,7 +70,7 @@ extension Connection {
         payload = current
         if current.received == length {
             finishPayload()
-            if count > wanted, endReason == nil { parse(share.receiveBase, count - wanted) }
+            if count > wanted, endReason == nil { parse(share.receiveBase, count - wanted, newFrom: 0) }
         }
         return true
     }
@@ -80,7 +81,8 @@ extension Connection {
         guard state == .serving, pause == .turn, !isBlocked, let leftover else { return }
         share.begin(self)
         pause = .none
-        parse(leftover + leftoverAt, leftoverBytes - leftoverAt)
+        // Even while held off: it had arrived before.
+        parse(leftover + leftoverAt, leftoverBytes - leftoverAt, newFrom: .max)
         finishTurn()
     }
 
@@ -97,8 +99,9 @@ extension Connection {
         settle()
     }
 
-    /// Parses `count` bytes: the receive buffer's, or what is left over of an earlier turn.
-    private func parse(_ base: UnsafeMutableRawPointer, _ count: Int) {
+    /// Parses `count` bytes: the receive buffer's, or what is left over of an earlier turn. While the connection is held
+    /// off, requests that begin at `newFrom` or behind it wait.
+    private func parse(_ base: UnsafeMutableRawPointer, _ count: Int, newFrom: Int) {
         var at = 0
         var work = 0
         let turnBytes = share.limits.turnBytes
@@ -110,6 +113,10 @@ extension Connection {
                 at += part
                 if skip > 0 { break }
                 answerSkipped()
+            }
+            if isHeld && at >= newFrom {
+                pause = .held
+                break
             }
             guard count - at >= RequestHeader.lengthBytes else { break }
             if work >= turnBytes {

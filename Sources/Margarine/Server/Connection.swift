@@ -37,6 +37,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         case requests
         /// In line for the common budget.
         case budget
+        /// What was received came after the device asked for what had arrived (`absorb`).
+        case held
     }
 
     /// The payload of a WRITE that comes in several pieces.
@@ -192,7 +194,11 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         }
     }
 
-    var canRead: Bool { state == .serving && pause == .none && !isBlocked && leftover == nil }
+    var canRead: Bool {
+        state == .serving && pause == .none && !isBlocked && leftover == nil && (!isHeld || isWithinRequest)
+    }
+    /// Some of a request has arrived, and not all of it.
+    private var isWithinRequest: Bool { carryCount > 0 || payload != nil || skip > 0 }
     /// Requests that were read and not answered.
     var outstanding: Int { inFlight + pendingCookies.count + takenCount }
 
@@ -255,9 +261,33 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         // Bounded, so that a client that never stops sending does not hold up the loop.
         var rounds = 1024
         while state == .serving, canRead, rounds > 0, receive() { rounds -= 1 }
-        return (state == .serving || state == .ending) && rounds > 0 && pause == .none && leftover == nil
-            && carryCount == 0 && payload == nil && skip == 0 && !isBlocked
+        if state == .ending { return true }
+        guard state == .serving, rounds > 0 else { return false }
+        let isWhole = !isWithinRequest && !isBlocked && (pause == .held || (pause == .none && leftover == nil))
+        if !isWhole || outstanding > 0 { holdOff() }
+        return isWhole
     }
+
+    /// A busy client that is alive would never be found between two requests: what it sends from now on waits in the
+    /// socket while the device settles what had arrived, which it does by calling `absorb` again and again.
+    private func holdOff() {
+        isHeld = true
+        holdTimer?.cancel()
+        holdTimer = share.loop.after(ns: Self.holdNs) { [weak self] in self?.letGo() }
+        settle()
+    }
+
+    private func letGo() {
+        holdTimer = nil
+        isHeld = false
+        if pause == .held { pause = leftover == nil ? .none : .turn }
+        settle()
+    }
+
+    /// Requests that begin from now on are not looked at.
+    private(set) var isHeld = false
+    private var holdTimer: LoopTimer?
+    private static let holdNs: UInt64 = 100_000_000
 
     // MARK: Ending
 
@@ -331,6 +361,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         state = .dead
         lingerTimer?.cancel()
         lingerTimer = nil
+        holdTimer?.cancel()
+        holdTimer = nil
         unwatch()
         socket.close()
         releaseInput()
