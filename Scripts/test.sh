@@ -32,7 +32,8 @@ stage_scale() { bed scale file; }
 stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
-all=(deps build format unit cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph)
+stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
+all=(deps build format unit cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }
