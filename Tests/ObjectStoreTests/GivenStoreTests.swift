@@ -118,7 +118,7 @@ struct GivenStore {
                     return []
                 }
             }
-            return try await group.reduce(into: []) { $0.formUnion($1) }
+            return try await group.reduce(into: Set<[UInt8]>()) { $0.formUnion($1) }
         }
         killer.cancel()
         let kills = await killer.value
