@@ -22,12 +22,16 @@ public struct StoreStatistics: Sendable, Codable, Equatable {
         public var unavailable: UInt64 = 0
         public var refused: UInt64 = 0
         public var corrupt: UInt64 = 0
+        /// All but the plain answers "not there" and "condition does not hold".
+        public var failures: UInt64 { unclear + unavailable + refused + corrupt }
     }
     public var get = Calls()
     public var put = Calls()
     public var list = Calls()
     public var delete = Calls()
     public var errors = Errors()
+    /// Calls that were made again after a failure.
+    public var retries: UInt64 = 0
     /// The last error that was no plain answer ("not there", "condition does not hold"), and when, in ms since 1970.
     public var lastError: String?
     public var lastErrorWallMs: Int64?

@@ -27,5 +27,5 @@ public func openBucket(
     }
     return RetryingBucket(
         CountingBucket(transport, counters: counters, environment: environment), environment: environment,
-        policy: retries)
+        policy: retries, counters: counters)
 }

@@ -38,9 +38,15 @@ public final class RetryingBucket: Bucket {
     private let environment: any Environment
     private let policy: RetryPolicy
     private let budget: Mutex<Double>
+    private let counters: StoreCounters
     public var name: String { next.name }
 
-    public init(_ next: any Bucket, environment: any Environment, policy: RetryPolicy = RetryPolicy()) {
+    /// - Parameter counters: where repeated calls are counted.
+    public init(
+        _ next: any Bucket, environment: any Environment, policy: RetryPolicy = RetryPolicy(),
+        counters: StoreCounters = StoreCounters()
+    ) {
+        self.counters = counters
         self.next = next
         self.environment = environment
         self.policy = policy
@@ -173,6 +179,7 @@ public final class RetryingBucket: Bucket {
                 error.kind,
                 "\(error.description) (given up after \(attempts.failed) attempts in \(elapsedNs / 1_000_000) ms)")
         }
+        counters.update { $0.retries += 1 }
         await environment.sleep(ns: pauseNs)
     }
 }

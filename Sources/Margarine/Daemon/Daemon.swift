@@ -113,13 +113,14 @@ public final class Daemon: StatusSource {
         let count = min(
             settings.loopCount(cores: Daemon.cores), max(1, Int(settings.dirtyMemoryBytes / Settings.dirtyBytesPerLoop))
         )
+        let journals = JournalBudget(limitBytes: settings.journalBytes)
         return try (0..<count).map { number in
             DiskContext(
                 loop: try Loop(name: "disks-\(number)"), environment: environment, scratch: scratch,
                 locations: store.locations, loader: loader,
                 manifests: ManifestCache(store.locations, budgetBytes: max(4 << 20, (64 << 20) / count)),
-                arena: FrameArena(budgetBytes: Int(settings.dirtyMemoryBytes) / count), log: log,
-                settings: diskSettings(settings))
+                arena: FrameArena(budgetBytes: Int(settings.dirtyMemoryBytes) / count), journals: journals,
+                log: log, settings: diskSettings(settings))
         }
     }
 
@@ -252,7 +253,8 @@ public final class Daemon: StatusSource {
         var status = StoreStatus(name: parts.store.bucket.name)
         let calls = [counts.get, counts.put, counts.list, counts.delete]
         status.requests = calls.reduce(0) { $0 + $1.started }
-        status.errors = calls.reduce(0) { $0 + $1.failed }
+        status.retries = counts.retries
+        status.errors = counts.errors.failures
         status.readBytes = counts.get.bytes
         status.writtenBytes = counts.put.bytes
         status.lastError = counts.lastError

@@ -66,7 +66,7 @@ public struct StoreStatus: Codable, Sendable, Equatable {
     public var requests: UInt64 = 0
     /// Tries that were made again.
     public var retries: UInt64 = 0
-    /// Calls that failed after all tries.
+    /// Tries that failed, other than by a plain "not there" or "condition does not hold".
     public var errors: UInt64 = 0
     public var readBytes: UInt64 = 0
     public var writtenBytes: UInt64 = 0

@@ -23,7 +23,8 @@ extension Disk {
     private func isDue(_ layer: Layer) -> Bool {
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
         return isDraining || session == nil || !commitWaiters.isEmpty || layer.dataBytes >= context.settings.commitBytes
-            || journal.liveBytes > context.settings.journalLimitBytes / 2 || nowNs >= layer.frozenAtNs + interval
+            || journal.liveBytes > context.settings.journalLimitBytes / 2 || context.journals.isFilling
+            || nowNs >= layer.frozenAtNs + interval
     }
 
     /// Commits what waits, now.

@@ -175,7 +175,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// Whether `count` more dirty pages can be taken now.
     func hasRoom(pages count: Int) -> Bool {
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
-        if journal.liveBytes + bytes > context.settings.journalLimitBytes { return false }
+        if journal.heldBytes + bytes > context.settings.journalLimitBytes { return false }
+        if !context.journals.hasRoom(bytes) { return false }
         if isJournalFilling, waiting == nil, committing == nil { return false }
         return context.arena.ensure(count)
     }
@@ -189,17 +190,25 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     /// Waits until trying again makes sense.
     func waitForRoom(pages count: Int) async {
-        if isJournalFilling {
-            // A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a
-            // power cut then would leave, and file systems start from that (Docs/Decisions on full journals).
-            if waiting == nil, committing == nil { markSafePoint(.journalFull) }
-            startCommit()
-        }
+        if isJournalFilling { commitAnyway() }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
-        if journal.liveBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
+        if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
+        if journal.heldBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
             return await withCheckedContinuation { roomWaiters.append($0) }
         }
         await context.environment.sleep(ns: 1_000_000)
+    }
+
+    /// A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a power
+    /// cut then would leave, and file systems start from that (Docs/Decisions on full journals).
+    private func commitAnyway() {
+        if waiting == nil, committing == nil { markSafePoint(.journalFull) }
+        startCommit()
+    }
+
+    /// All journals together are at their limit.
+    func giveRoom() {
+        if lost == nil, journal.liveBytes > 0, journal.liveBytes >= context.journals.shareBytes { commitAnyway() }
     }
 
     func wakeRoomWaiters() {

@@ -36,12 +36,14 @@ package final class DiskContext: @unchecked Sendable {
     package let loader: BlockLoader
     package let manifests: ManifestCache
     package let arena: FrameArena
+    package let journals: JournalBudget
     package let log: Logger
     package var settings: DiskSettings
 
     package init(
         loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
-        manifests: ManifestCache, arena: FrameArena, log: Logger, settings: DiskSettings
+        manifests: ManifestCache, arena: FrameArena, journals: JournalBudget, log: Logger,
+        settings: DiskSettings
     ) {
         self.loop = loop
         self.environment = environment
@@ -50,6 +52,7 @@ package final class DiskContext: @unchecked Sendable {
         self.loader = loader
         self.manifests = manifests
         self.arena = arena
+        self.journals = journals
         self.log = log
         self.settings = settings
     }

@@ -41,6 +41,10 @@ package final class DiskManager: ExportProvider {
         self.takeover = takeover
         self.log = log
         self.isAlive = isAlive
+        contexts[0].journals.whenAsked { [weak self] in
+            guard let self else { return }
+            Task { _ = await self.forEachDisk { disk in disk.giveRoom() } }
+        }
     }
 
     // MARK: For the handshake

@@ -62,8 +62,12 @@ package final class Journal: @unchecked Sendable {
     private(set) var appendedSequence: UInt64
     /// Everything up to here survives power loss.
     private(set) var syncedSequence: UInt64
-    /// Bytes in all segments.
-    private(set) var liveBytes: UInt64 = 0
+    /// Bytes in all segments; of the daemon's budget.
+    private(set) var liveBytes: UInt64 = 0 {
+        didSet { context.journals.change(from: oldValue, to: liveBytes) }
+    }
+    /// With what is not in a segment yet: what the limit is held against.
+    var heldBytes: UInt64 { liveBytes + (flight?.lengthBytes ?? 0) + UInt64(queuedSlots.count * Geometry.pageBytes) }
     /// Set after an error that leaves unknown what is on the disk. Nothing can be written any more.
     private(set) var failure: ScratchError?
 
@@ -97,7 +101,10 @@ package final class Journal: @unchecked Sendable {
         nextNumber = 1
     }
 
-    deinit { header.deallocate() }
+    deinit {
+        header.deallocate()
+        context.journals.change(from: liveBytes, to: 0)
+    }
 
     /// Takes over what recovery found: the segments, and where numbering goes on.
     func adopt(_ found: [Segment], lastSequence: UInt64) {
@@ -335,7 +342,9 @@ package final class Journal: @unchecked Sendable {
     /// At a safe point of a journal that is filling up, the next record begins a new segment: the old one can go as soon as
     /// the safe point is committed.
     func rotateIfFilling() {
-        guard flight == nil, liveBytes > context.settings.journalLimitBytes / 4 else { return }
+        guard flight == nil, liveBytes > context.settings.journalLimitBytes / 4 || context.journals.isFilling else {
+            return
+        }
         current = nil
     }
 

@@ -35,7 +35,9 @@ final class DiskBed: Sendable {
     init(
         store: MemoryBucket = MemoryBucket(), scratch: MemoryScratch = MemoryScratch(), server: String = "a",
         rebooted: Bool = false, takeover: Takeover = .dead, alive: Set<String> = [],
-        settings change: (inout DiskSettings) -> Void = { _ in }, memoryBytes: Int = 16 << 20, dirtyBytes: Int = 4 << 20
+        settings change: (inout DiskSettings) -> Void = { _ in }, memoryBytes: Int = 16 << 20,
+        dirtyBytes: Int = 4 << 20,
+        journalBytes: UInt64 = 1 << 40
     ) throws {
         self.store = store
         self.scratch = scratch
@@ -55,8 +57,8 @@ final class DiskBed: Sendable {
         log.logLevel = .critical
         context = DiskContext(
             loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
-            manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes), log: log,
-            settings: settings)
+            manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes),
+            journals: JournalBudget(limitBytes: journalBytes), log: log, settings: settings)
         manager = DiskManager(
             contexts: [context], heads: HeadStore(bucket: faults, environment: environment),
             server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,

@@ -233,6 +233,32 @@ import Testing
         #expect(try await bed.head().generation >= 1)
     }
 
+    @Test func allJournalsTogetherKeepTheirLimit() async throws {
+        let limit: UInt64 = 16 << 20
+        let bed = try DiskBed(
+            settings: {
+                $0.journalLimitBytes = 14 << 20; $0.commitIntervalMs = 600_000
+            }, journalBytes: limit)
+        var clients: [TestClient] = []
+        for name in ["idle", "slow", "busy"] {
+            try await bed.create(name)
+            clients.append(try await bed.attach(name))
+        }
+        func fill(_ client: TestClient, _ bytes: Int, seed: UInt64) async throws {
+            for at in stride(from: 0, to: bytes, by: 256 << 10) {
+                try await client.write(pattern(256 << 10, seed + UInt64(at)), at: UInt64(at))
+                #expect(bed.context.journals.usedBytes <= limit)
+            }
+        }
+        // Under its own limit, never flushed, and then left alone: it is the one that has to give.
+        try await fill(clients[0], 6 << 20, seed: 1)
+        try await fill(clients[1], 1 << 20, seed: 2)
+        for round in 0..<4 { try await fill(clients[2], 8 << 20, seed: 3 + UInt64(round)) }
+        #expect(try await bed.head("idle").generation >= 1)
+        #expect(try await clients[0].read(256 << 10, at: 5 << 20) == pattern(256 << 10, 1 + 5 << 20))
+        #expect(try await clients[2].read(256 << 10, at: 7 << 20) == pattern(256 << 10, 6 + 7 << 20))
+    }
+
     @Test func aReadThatTheStoreDoesNotAnswerFailsInTime() async throws {
         let warm = try DiskBed()
         try await warm.create()
