@@ -254,7 +254,7 @@ import Testing
         try await fill(clients[0], 6 << 20, seed: 1)
         try await fill(clients[1], 1 << 20, seed: 2)
         for round in 0..<4 { try await fill(clients[2], 8 << 20, seed: 3 + UInt64(round)) }
-        #expect(try await bed.head("idle").generation >= 1)
+        try await bed.waitForGeneration(1, "idle")
         #expect(try await clients[0].read(256 << 10, at: 5 << 20) == pattern(256 << 10, 1 + 5 << 20))
         #expect(try await clients[2].read(256 << 10, at: 7 << 20) == pattern(256 << 10, 6 + 7 << 20))
     }
