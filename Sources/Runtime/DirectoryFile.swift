@@ -48,6 +48,8 @@ final class DirectoryFile: ScratchFile {
         state = Mutex(State(sizeBytes: UInt64(status.st_size)))
     }
 
+    deinit { root.close(descriptor) }
+
     var sizeBytes: UInt64 { state.withLock { $0.sizeBytes } }
 
     func write(

@@ -173,13 +173,24 @@ final class ScratchRoot: Sendable {
     let directory: FileDescriptor
     let path: String
     private let ownLoop = Mutex<Loop?>(nil)
+    private let closer = WorkerPool(name: "closer", threads: 1)
 
     init(directory: FileDescriptor, path: String) {
         self.directory = directory
         self.path = path
     }
 
-    deinit { ownLoop.withLock { $0 }?.stop() }
+    deinit {
+        ownLoop.withLock { $0 }?.stop()
+        closer.stop()
+    }
+
+    /// Lets go of a file without waiting for it: the last close of a removed one frees its pages and blocks, which takes
+    /// the kernel most of a second for a gibibyte.
+    func close(_ descriptor: FileDescriptor) {
+        let last = LastReference(descriptor)
+        closer.run { last.letGo() }
+    }
 
     func fullPath(_ relative: String) -> String { relative.isEmpty ? path : "\(path)/\(relative)" }
 
@@ -203,5 +214,16 @@ final class ScratchRoot: Sendable {
         } else {
             loop.post { loop.disk.start(operation) }
         }
+    }
+}
+
+/// A descriptor that is to be closed here, not where an operation on it happens to end last.
+private final class LastReference: @unchecked Sendable {  // used by one thread after the other
+    private var descriptor: FileDescriptor?
+    init(_ descriptor: FileDescriptor) { self.descriptor = descriptor }
+
+    func letGo() {
+        guard var descriptor = descriptor.take() else { return }
+        for _ in 0..<1000 where !isKnownUniquelyReferenced(&descriptor) { usleep(1000) }
     }
 }

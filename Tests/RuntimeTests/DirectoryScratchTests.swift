@@ -311,4 +311,31 @@ import Testing
             try await lockSoon(scratch)
         }
     }
+
+    /// Freeing the pages and blocks of a large file takes the kernel long: nobody waits for it, and a loop least of all.
+    @Test func theLastCloseOfARemovedFileIsNotWaitedFor() async throws {
+        try await withFolder { folder in
+            let clock = ContinuousClock()
+            let bytes = [UInt8](repeating: 1, count: 1 << 20)
+            func fill(_ scratch: DirectoryScratch) async throws -> any ScratchFile {
+                let file = try scratch.open("f", create: true)
+                for number in 0..<256 { try await file.write(bytes, at: UInt64(number) << 20) }
+                try scratch.remove("f")
+                return file
+            }
+            let scratch = try DirectoryScratch(path: folder)
+            var longest = Duration.zero
+            var spared = Duration.zero
+            for _ in 0..<5 {
+                var file: (any ScratchFile)? = try await fill(scratch)
+                longest = max(longest, clock.measure { file = nil })
+                #expect(file == nil)
+                let raw = open(folder + "/g", O_RDWR | O_CREAT, 0o600)
+                for number in 0..<256 { #expect(pwrite(raw, bytes, bytes.count, off_t(number) << 20) == bytes.count) }
+                unlink(folder + "/g")
+                spared += clock.measure { _ = close(raw) }
+            }
+            #expect(longest < spared / 5, "waited \(longest), and a close takes \(spared / 5)")
+        }
+    }
 }
