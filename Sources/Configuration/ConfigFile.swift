@@ -35,6 +35,7 @@ package enum ConfigFile {
 
     /// As `load`, from text.
     package static func apply(_ text: String, named path: String, to settings: inout Settings) throws {
+        try checkHeaders(text, named: path)
         let root: TOMLTable
         do {
             root = try TOMLTable(string: text)
@@ -91,6 +92,21 @@ package enum ConfigFile {
     }
 
     private static let limitBytes = 1 << 20
+
+    /// toml++ 3.4, which TOMLKit stands on, ends the process at a table's header that begins with anything but a key. No
+    /// value of ours has a line that begins like that, so it does not matter whether it is a header at all.
+    private static func checkHeaders(_ text: String, named path: String) throws {
+        func isSpace(_ scalar: Unicode.Scalar) -> Bool { scalar.properties.isWhitespace || scalar == "\u{feff}" }
+        for (index, line) in text.unicodeScalars.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+            var rest = line.drop(while: isSpace)
+            guard rest.first == "[" else { continue }
+            rest = rest.dropFirst().drop { $0 == " " || $0 == "\t" }
+            if rest.first == "[" { rest = rest.dropFirst().drop { $0 == " " || $0 == "\t" } }
+            guard let first = rest.first, first.isASCII,
+                first.properties.isAlphabetic || "0123456789_-\"']".unicodeScalars.contains(first)
+            else { throw ConfigError("\(path):\(index + 1): no name behind '[': a table begins with [NAME]") }
+        }
+    }
 
     private static func entries(_ table: TOMLTable) -> [(String, TOMLValue)] {
         table.keys.compactMap { key in table[key].map { (key, $0.tomlValue) } }
