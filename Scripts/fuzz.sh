@@ -36,6 +36,8 @@ if ! MARGARINE_FUZZ=1 swift build -c release -Xswiftc -enable-testing --sanitize
 fi
 # Swift's own report of a crash takes seconds, and hides that of the sanitizer.
 export SWIFT_BACKTRACE=enable=no
+# Most of the time would go into who allocated what; a replay tells.
+[ $verb != run ] || export ASAN_OPTIONS=malloc_context_size=1:quarantine_size_mb=32
 fuzz() { MARGARINE_FUZZ_TARGET=$1 "$fuzzer" "${@:2}"; }
 known=$(fuzz list | cut -d ' ' -f 1)
 
@@ -75,15 +77,28 @@ for target in "${targets[@]}"; do
   read -r _ longest finds_leaks < <(fuzz list | grep "^$target ")
   options=(-max_len="$longest" -detect_leaks="$finds_leaks" -artifact_prefix="$dir/" -print_final_stats=1 -timeout=10)
   [ ! -e "Tests/fuzz/dictionaries/$target.dict" ] || options+=(-dict="Tests/fuzz/dictionaries/$target.dict")
-  began=$(date +%s%N)
-  fuzz "$target" "${options[@]}" -max_total_time="$seconds" -runs="$runs" "$dir/corpus" "Tests/fuzz/corpus/$target" \
-    >"$dir/log" 2>&1
-  status=$?
+  began=$(date +%s%N) left=$runs executions=0 status=0
+  # One that leaks is begun anew before memory runs out.
+  most=-1
+  [ "$finds_leaks" = 1 ] || most=150000
+  while [ $status = 0 ]; do
+    ms=$((($(date +%s%N) - began) / 1000000 + 1))
+    [ "$seconds" = 0 ] || [ "$ms" -lt $((seconds * 1000)) ] || break
+    [ "$left" != 0 ] || break
+    now=$most
+    [ "$left" = -1 ] || { [ "$most" != -1 ] && [ "$most" -lt "$left" ]; } || now=$left
+    fuzz "$target" "${options[@]}" -runs="$now" -max_total_time="$((seconds == 0 ? 0 : seconds - ms / 1000))" \
+      "$dir/corpus" "Tests/fuzz/corpus/$target" >"$dir/log" 2>&1
+    status=$?
+    done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$dir/log" | tail -n 1)
+    executions=$((executions + ${done:-0}))
+    [ "$left" = -1 ] || left=$((left > ${done:-0} ? left - ${done:-0} : 0))
+    [ "${done:-0}" -gt 0 ] || break
+  done
   ms=$((($(date +%s%N) - began) / 1000000 + 1))
-  executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$dir/log" | tail -n 1)
   edges=$(grep -a -o 'cov: [0-9]*' "$dir/log" | tail -n 1 | cut -d ' ' -f 2)
   new=$(comm -13 <(echo "$before") <(find "$dir" -maxdepth 1 -type f ! -name log | sort))
-  printf '%-10s %12s %9s %7s %7s  %s\n' "$target" "${executions:-?}" "$((${executions:-0} * 1000 / ms))" "${edges:-?}" \
+  printf '%-10s %12s %9s %7s %7s  %s\n' "$target" "$executions" "$((executions * 1000 / ms))" "${edges:-?}" \
     "$(find "$dir/corpus" -type f | wc -l)" "$([ $status = 0 ] && echo none || echo "status $status")"
   if [ $status != 0 ]; then
     found=1

