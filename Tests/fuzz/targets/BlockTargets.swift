@@ -16,7 +16,7 @@ extension FuzzTarget {
             sealed.seal(Int(offset), Int(length), at: record + 16)
         }
         sealed.seal(0, 816, at: 816)
-        try base(sealed.readable)
+        try sealed.read { try base($0) }
     }
 
     private static func base(_ object: UnsafeRawBufferPointer) throws {
@@ -43,7 +43,7 @@ extension FuzzTarget {
     /// A delta object, or one segment of it.
     static let delta = FuzzTarget(name: "delta", maxInputBytes: 4096, allocationBaseBytes: 1 << 20) { input in
         try delta(input)
-        try delta(sealedDelta(input).readable)
+        try sealedDelta(input).read { try delta($0) }
     }
 
     private static func sealedDelta(_ input: UnsafeRawBufferPointer) -> Sealed {

@@ -9,7 +9,7 @@ extension FuzzTarget {
         let sealed = Sealed(copying: input)
         sealed.put(UInt32(input.count), at: 12)
         sealed.seal(0, input.count - 8, at: input.count - 8)
-        try page(sealed.readable)
+        try sealed.read { try page($0) }
     }
 
     private static func page(_ bytes: UnsafeRawBufferPointer) throws {

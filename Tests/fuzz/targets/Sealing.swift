@@ -5,7 +5,7 @@ import CLibraries
 
 /// A copy of an input, to be made right; exactly as long, so that a read behind it is noticed.
 struct Sealed: ~Copyable {
-    let bytes: UnsafeMutableRawBufferPointer
+    private let bytes: UnsafeMutableRawBufferPointer
 
     init(copying input: UnsafeRawBufferPointer) {
         bytes = .allocate(byteCount: input.count, alignment: 1)
@@ -14,7 +14,10 @@ struct Sealed: ~Copyable {
 
     deinit { bytes.deallocate() }
 
-    var readable: UnsafeRawBufferPointer { UnsafeRawBufferPointer(bytes) }
+    /// Calls `body` with the bytes, which are gone with this value.
+    borrowing func read(_ body: (UnsafeRawBufferPointer) throws -> Void) rethrows {
+        try body(UnsafeRawBufferPointer(bytes))
+    }
 
     /// The little-endian integer at `at`; nil where there is none.
     func get<T: FixedWidthInteger & BitwiseCopyable>(_ at: Int, as type: T.Type = T.self) -> T? {
@@ -28,15 +31,10 @@ struct Sealed: ~Copyable {
         bytes.storeBytes(of: value.littleEndian, toByteOffset: at, as: T.self)
     }
 
-    /// The bytes of a range, if they are all there.
-    func part(_ start: Int, _ count: Int) -> UnsafeRawBufferPointer? {
-        guard start >= 0, count >= 0, start <= bytes.count, count <= bytes.count - start else { return nil }
-        return UnsafeRawBufferPointer(rebasing: readable[start..<start + count])
-    }
-
     /// Puts the checksum of a range at `at`.
     func seal(_ start: Int, _ count: Int, at: Int) {
-        if let part = part(start, count) { put(xxh3(part), at: at) }
+        guard start >= 0, count >= 0, start <= bytes.count, count <= bytes.count - start else { return }
+        put(xxh3(UnsafeRawBufferPointer(rebasing: bytes[start..<start + count])), at: at)
     }
 }
 
