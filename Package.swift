@@ -70,6 +70,16 @@ let package = Package(
             dependencies: ["Margarine", "Runtime", .product(name: "Logging", package: "swift-log")],
             path: "Tests/nbd/server", swiftSettings: strict),
 
+        // The whole engine on simulated seams, against a model of what a disk may hold. No part of the product.
+        .executableTarget(
+            name: "simulate",
+            dependencies: [
+                "Margarine", "BlockCache", "ObjectStore", "Runtime",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            path: "Tests/Simulation", swiftSettings: strict),
+
         .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
         .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
         .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),

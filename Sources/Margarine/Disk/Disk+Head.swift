@@ -35,6 +35,10 @@ extension Disk {
                 headTag = tag
                 headIsStale = false
                 return nil
+            case .success(.lost(_, let tag?)) where context.settings.fault == .lostSwapTakenForWon:
+                head = next
+                headTag = tag
+                return nil
             case .success(.lost(let found?, let tag?)):
                 if !adopt(found, tag) {
                     lose(Disk.describeLoss(found))
@@ -83,10 +87,9 @@ extension Disk {
 
     /// Takes over what a user changed in the head. false: it is no longer ours.
     private func adopt(_ found: Head, _ tag: ETag) -> Bool {
-        guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner?.server == serverID
-        else {
-            return false
-        }
+        guard !found.deleted, found.diskID == head.diskID else { return false }
+        let isOurs = found.epoch == head.epoch && found.owner?.server == serverID
+        guard isOurs || context.settings.fault == .epochIgnored else { return false }
         let grew = found.sizeBytes != head.sizeBytes
         head = found
         headTag = tag

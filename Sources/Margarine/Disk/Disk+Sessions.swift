@@ -85,13 +85,13 @@ extension Disk {
         admission.isRedeemed = true
         admission.session.admissions -= 1
         admission.session.droppedAtNs = nil
-        let others = Array(clients.values)
-        clients[ObjectIdentifier(client)] = client
+        let others = clients
+        clients.append(client)
         if others.isEmpty { return ready(nil) }
         nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
         context.spawn { [self] in
             await settle(waiting.others)
-            let stands = lost == nil && clients[ObjectIdentifier(waiting.client)] != nil
+            let stands = lost == nil && isConnected(waiting.client)
             waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
         }
     }
@@ -102,9 +102,9 @@ extension Disk {
         let deadline = nowNs + 2_000_000_000
         while true {
             let unsettled = others.filter { other in
-                guard clients[ObjectIdentifier(other)] != nil else { return false }
+                guard isConnected(other) else { return false }
                 let isIdle = other.absorb()
-                return clients[ObjectIdentifier(other)] != nil && (!isIdle || hasPendingWrite(of: other))
+                return isConnected(other) && (!isIdle || hasPendingWrite(of: other))
             }
             if unsettled.isEmpty { return }
             if nowNs >= deadline {
@@ -119,6 +119,8 @@ extension Disk {
         }
     }
 
+    private func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
+
     private func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
             $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled
@@ -126,14 +128,17 @@ extension Disk {
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
-        guard clients.removeValue(forKey: ObjectIdentifier(client)) != nil else { return }
+        guard let place = clients.firstIndex(where: { $0 === client }) else { return }
+        clients.remove(at: place)
         for request in pendingRequests.values where request.client === client { request.isCancelled = true }
+        if clean { session?.cleanSequence = journal.lastSequence }
         if lost == nil, !isLive { connectionsGone(clean: clean) }
     }
 
-    /// The last connection is gone.
+    /// The last connection is gone. A client that ended with DISC is done, though a connection that it had given up before
+    /// be found dead only now: then nothing was written since.
     private func connectionsGone(clean: Bool) {
-        if clean {
+        if clean || session.map({ $0.cleanSequence > 0 && $0.cleanSequence >= active.lastSequence }) ?? false {
             markSafePoint(.clean)
             _ = journal.append()
             session = nil
@@ -162,7 +167,7 @@ extension Disk {
     func rollBack() {
         windowTimer?.cancel()
         windowTimer = nil
-        if !active.isEmpty {
+        if !active.isEmpty, context.settings.fault != .rollBackSkipped {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
@@ -181,7 +186,7 @@ extension Disk {
 
     /// The session may never come back.
     private func forget(_ gone: Session) {
-        if let name = gone.name {
+        if let name = gone.name, context.settings.fault != .lostSessionResumes {
             lostSessions.removeAll { $0 == name }
             lostSessions.append(name)
             if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
@@ -222,8 +227,8 @@ extension Disk {
     /// the journal, and the disk stays this server's.
     func drain() async {
         isDraining = true
-        for client in Array(clients.values) {
-            clients[ObjectIdentifier(client)] = nil
+        for client in clients {
+            clients.removeAll { $0 === client }
             for request in pendingRequests.values where request.client === client { request.isCancelled = true }
             client.disconnect(reason: "the server is shutting down")
         }

@@ -44,7 +44,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     // Sessions (Disk+Sessions).
     var session: Session?
-    var clients: [ObjectIdentifier: any DeviceClient] = [:]
+    var clients: [any DeviceClient] = []
     var windowTimer: LoopTimer?
     var lostSessions: [String] = []
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
@@ -166,7 +166,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             return waiter.turn <= turn
         }
         for done in ready { done(failure) }
-        for client in Array(clients.values) { client.journaled(turn: turn, error: failure) }
+        for client in clients { client.journaled(turn: turn, error: failure) }
         wakeRoomWaiters()
     }
 
@@ -227,7 +227,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         windowTimer?.cancel()
         commitTimer?.cancel()
         for request in Array(pendingRequests.values) { request.isCancelled = true }
-        for client in Array(clients.values) { client.disconnect(reason: reason) }
+        for client in clients { client.disconnect(reason: reason) }
         let waiters = commitWaiters
         commitWaiters = []
         for waiter in waiters { waiter.done(.shutdown) }

@@ -43,7 +43,8 @@ package final class DiskManager: ExportProvider {
         self.isAlive = isAlive
         contexts[0].journals.whenAsked { [weak self] in
             guard let self else { return }
-            Task { _ = await self.forEachDisk { disk in disk.giveRoom() } }
+            // On the loop of the disk that asks.
+            Loop.current?.run { _ = await self.forEachDisk { disk in disk.giveRoom() } }
         }
     }
 
@@ -166,13 +167,15 @@ package final class DiskManager: ExportProvider {
             return log.error("the journals in the scratch directory can't be listed: \(error)")
         }
         for folder in folders {
-            guard let (name, _) = DiskOpener.disk(ofJournal: folder),
-                (try? JournalReplay.segmentNumbers(in: "\(DiskOpener.journalRoot)/\(folder)", scratch: scratch).isEmpty)
-                    == false
-            else { continue }
+            let path = "\(DiskOpener.journalRoot)/\(folder)"
+            guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
+                continue
+            }
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
+                if error.kind == .refused || error.kind == .unknown { Journal.unmarkAttached(path, scratch) }
+                guard Journal.isLeft(in: path, scratch) else { continue }
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
             }
         }

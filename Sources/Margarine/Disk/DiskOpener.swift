@@ -104,6 +104,7 @@ struct DiskOpener {
             }
         }
         journal.release(upTo: head.journalSequence)
+        journal.markAttached()
         let disk = Disk(
             name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests),
             serverID: server.id,
@@ -142,7 +143,8 @@ struct DiskOpener {
     {
         do {
             return try await JournalReplay.run(
-                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch)
+                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch,
+                fault: context.settings.fault)
         } catch {
             throw AttachError(
                 .unavailable,

@@ -24,7 +24,7 @@ import Testing
     /// A partial write of a dead connection whose page arrives only after the next session has written there. Returns what
     /// the new session reads then.
     private func heldUpWrite(guarded: Bool) async throws -> UInt8 {
-        let bed = try await coldDisk { $0.guardsDeadSessions = guarded }
+        let bed = try await coldDisk { $0.fault = guarded ? nil : .deadWriteLands }
         let dead = try await bed.attach("d?session=one")
         let gate = StoreGate()
         bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "blocks/", count: 1))
@@ -75,6 +75,27 @@ import Testing
         let other = try DiskBed(store: bed.store, server: "b")
         await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
         _ = try await other.attach("d?session=three")
+    }
+
+    /// Found by the simulator: the client had ended with DISC, and a connection that it had given up long before was seen to
+    /// be dead only then. Its writes were undone.
+    @Test func aStaleConnectionThatDiesAfterACleanEndUndoesNothing() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let stale = try await bed.attach()
+        let good = try await bed.attach()
+        try await good.write(pattern(4096, 1), at: 0)
+        await good.leave(clean: true)
+        await stale.leave(clean: false)
+        try await bed.waitForGeneration(1)
+        #expect(try await bed.attach().read(4096, at: 0) == pattern(4096, 1))
+        // What was written after that end is of a client that did not end.
+        let third = try await bed.attach()
+        let fourth = try await bed.attach()
+        await third.leave(clean: true)
+        try await fourth.write(pattern(4096, 2), at: 0)
+        await fourth.leave(clean: false)
+        #expect(try await bed.attach().read(4096, at: 0) == pattern(4096, 1))
     }
 
     @Test func aSessionIsRefusedAfterTheScratchIsLost() async throws {
