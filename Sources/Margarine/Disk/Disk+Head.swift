@@ -109,11 +109,30 @@ extension Disk {
     /// Looks whether the disk is still ours, and at what users changed. Called with every heartbeat.
     func checkOwnership() async {
         guard lost == nil, !isReleasing else { return }
-        await headTurn()
-        if lost == nil, let found = await loaded(), found.etag != headTag, !adopt(found.head, found.etag) {
-            lose(Disk.describeLoss(found.head))
+        _ = await lookAtHead()
+    }
+
+    /// Before somebody is served who can't tell by his own writes: another server may have had the disk since this one was
+    /// last used, and what is here would be old.
+    func confirmOwnership() async throws(AttachError) {
+        if isFresh {
+            isFresh = false
+            return
         }
-        endHeadTurn()
+        guard await lookAtHead() else {
+            throw AttachError(
+                .unavailable, "disk '\(name)': the store can't be asked whether another server has it; try again")
+        }
+    }
+
+    /// Takes over what the stored head says. false: it can't be read.
+    private func lookAtHead() async -> Bool {
+        await headTurn()
+        defer { endHeadTurn() }
+        if lost != nil { return true }
+        guard let found = await loaded() else { return false }
+        if lost == nil, found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+        return true
     }
 
     private func headTurn() async {

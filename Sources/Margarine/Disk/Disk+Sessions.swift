@@ -16,6 +16,8 @@ extension Disk {
 
     /// Decides whether a client may attach, and makes it part of the running session or the first of a new one.
     func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission {
+        // A named session finds what it was told, or is refused.
+        if !isLive, session == nil || name == nil { try await confirmOwnership() }
         if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
         if isDraining { throw AttachError(.shutdown, "the server is shutting down") }
         if let name, lostSessions.contains(name) {
@@ -33,6 +35,8 @@ extension Disk {
             }
             // The client that was away has been replaced: its writes stay, but it may never go on.
             forget(running)
+            if let name = running.name { journal.mark(.sessionReplaced, JournalFormat.sessionSum(name)) }
+            whenAppended { _ in }
         }
         windowTimer?.cancel()
         windowTimer = nil
@@ -171,12 +175,13 @@ extension Disk {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
-            journal.mark(.rollBack)
+            let sum = session?.name.map { JournalFormat.sessionSum($0) } ?? 0
+            if let session { forget(session) }
+            journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             active = Layer(pages: pages)
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
             whenAppended { _ in }
-            if let session { forget(session) }
         }
         session = nil
         flushedSinceSuper = true

@@ -72,6 +72,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
+    /// Its head was swapped in by this object just now, and nobody was served since.
+    var isFresh = true
     /// Why this server no longer has the disk.
     var lost: String?
     var isDraining = false

@@ -93,9 +93,13 @@ package final class DiskManager: ExportProvider {
                 // Given back just now: open it again.
                 while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
                 if disk.wasReleased { return .success(nil) }
+                let wasOurs = disk.lost == nil
                 do throws(AttachError) {
                     return .success(try await disk.admit(session: export.session, client: client))
-                } catch { return .failure(error) }
+                } catch {
+                    // Found out just now that another server has it: that is for the opening to judge.
+                    return wasOurs && disk.lost != nil ? .success(nil) : .failure(error)
+                }
             }
             if let admission = try admitted.get() {
                 return AttachedDevice(device: disk, loop: context.loop, admission: admission)

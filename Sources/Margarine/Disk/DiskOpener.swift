@@ -75,6 +75,13 @@ struct DiskOpener {
         var next = head
         next.epoch += 1
         next.owner = Head.Owner(server: server.id, host: server.host, sinceMs: context.environment.wallMs)
+        if survives, let gone = head.session,
+            replayed?.lostSessions.contains(JournalFormat.sessionSum(gone)) == true
+        {
+            // Decided before, and the head had not heard of it when the server ended.
+            next.lose(session: gone)
+            next.session = nil
+        }
         if !survives {
             if let gone = head.session {
                 context.log.notice("disk \(name): session '\(gone)' did not end cleanly, and its last writes are lost")

@@ -14,6 +14,8 @@ struct ReplayedJournal {
     /// What was acknowledged after it.
     var active: Layer
     var lastSequence: UInt64
+    /// Sums of the names of sessions that can't go on, which the head may not know yet.
+    var lostSessions: Set<UInt64> = []
     /// Bytes that were cut off at the end.
     var tornBytes: UInt64 = 0
     /// Records found beyond the committed generation.
@@ -192,8 +194,9 @@ struct JournalReplay {
             result.active = Layer(pages: pages)
         case .rollBack:
             result.active = Layer(pages: pages)
-        case .note:
-            break
+            result.lostSessions.insert(record.a)
+        case .sessionReplaced:
+            result.lostSessions.insert(record.a)
         }
         result.active.lastSequence = record.sequence
     }

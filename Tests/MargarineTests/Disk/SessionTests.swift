@@ -77,6 +77,44 @@ import Testing
         _ = try await other.attach("d?session=three")
     }
 
+    /// Found by the simulator: the disk went back while the store was away, so the head did not say so, and after a kill the
+    /// session went on.
+    @Test func aRollBackIsRememberedThoughTheStoreWasAway() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        try await bed.waitForGeneration(1)
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put))
+        try await client.write(pattern(4096, 2), at: 0)
+        await client.leave(clean: false)
+        await bed.environment.sleep(ns: 50_000_000)
+        bed.kill()
+        let again = try DiskBed(store: bed.store, scratch: bed.scratch)
+        await again.manager.recover()
+        await #expect(throws: AttachError.self) { try await again.attach("d?session=one") }
+        let other = try await again.attach("d?session=two")
+        #expect(try await other.read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    /// Found by the simulator: another server had the disk meanwhile, and this one answered with what it remembered.
+    @Test func aDiskThatWasElsewhereMeanwhileIsNotServedFromMemory() async throws {
+        let first = try DiskBed(server: "a", takeover: .force)
+        try await first.create()
+        let early = try await first.attach()
+        try await early.write(pattern(4096, 1), at: 0)
+        await early.leave(clean: true)
+        try await first.waitForGeneration(1)
+        let second = try DiskBed(store: first.store, server: "b", takeover: .force)
+        let client = try await second.attach()
+        try await client.write(pattern(4096, 2), at: 0)
+        await client.leave(clean: true)
+        try await second.waitForGeneration(2)
+        let late = try await first.attach()
+        #expect(try await late.read(4096, at: 0) == pattern(4096, 2))
+    }
+
     /// Found by the simulator: the client had ended with DISC, and a connection that it had given up long before was seen to
     /// be dead only then. Its writes were undone.
     @Test func aStaleConnectionThatDiesAfterACleanEndUndoesNothing() async throws {
