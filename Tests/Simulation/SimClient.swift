@@ -95,8 +95,9 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     private func attach() async {
-        guard let server = server(), server.isAlive else { return }
+        // All connections of a session go to one server.
         let isFirst = live.isEmpty
+        guard let server = live.first?.server ?? server(), server.isAlive else { return }
         if isFirst { await quiesce() }
         defer { if isFirst { paused = 0 } }
         let export = session.map { "\(disk)?session=\($0)" } ?? disk
@@ -104,9 +105,12 @@ final class SimClient: @unchecked Sendable {  // as its world
         switch result {
         case .failure(let error):
             world.note("attach of \(export) at \(server.id): \(error.kind)")
-            if error.kind == .refused, error.description.contains("can't go on") { sessionNumber += 1 }
+            if isFirst, error.kind == .refused, error.description.contains("can't go on") { sessionNumber += 1 }
         case .success(let connection):
-            if connection.isCut { return }
+            // Meanwhile the others may have gone, or the client been sent elsewhere.
+            if connection.isCut || isFirst != live.isEmpty || (isFirst && server !== self.server()) {
+                return connection.cut()
+            }
             attachments += 1
             let before = world.nextTick()
             if isFirst, !(await verify(connection, before)) {

@@ -40,7 +40,7 @@ final class SimRequest: @unchecked Sendable {  // as its world
 
 final class SimConnection: DeviceClient, @unchecked Sendable {  // as its world
     private let world: World
-    private let server: SimServer
+    let server: SimServer
     private let attached: AttachedDevice
     /// What has come out of the network and was not looked at.
     private var inbox: [SimRequest] = []
