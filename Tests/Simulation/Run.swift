@@ -327,8 +327,11 @@ final class Run: @unchecked Sendable {  // as its world
 
     private func isCommitted(_ client: SimClient) -> Bool {
         guard let head = heads[client.disk], head.owner == nil, head.session == nil else { return false }
-        guard let record = head.record else { return client.model.touched.isEmpty }
-        guard case .success(let seen) = observer.read(record, client.model.touched) else { return false }
+        var seen = Dictionary(uniqueKeysWithValues: client.model.touched.map { ($0, UInt32(0)) })
+        if let record = head.record {
+            guard case .success(let stored) = observer.read(record, client.model.touched) else { return false }
+            seen = stored
+        }
         let now = world.tick
         for (granule, value) in seen.sorted(by: { $0.key < $1.key })
         where !client.model.mayShow(value, granule, from: now, to: now) {

@@ -72,8 +72,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
-    /// Its head was swapped in by this object just now, and nobody was served since.
-    var isFresh = true
+    /// Opened for the client that is about to be admitted: its head was swapped just now.
+    var isFresh = false
     /// Why this server no longer has the disk.
     var lost: String?
     var isDraining = false

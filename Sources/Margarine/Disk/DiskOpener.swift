@@ -46,7 +46,10 @@ struct DiskOpener {
     /// Attaches. With `onlyOwn`, only a disk that is this server's already (at start).
     func open(onlyOwn: Bool = false) async throws(AttachError) -> Disk {
         for _ in 0..<5 {
-            if let disk = try await attempt(onlyOwn: onlyOwn) { return disk }
+            if let disk = try await attempt(onlyOwn: onlyOwn) {
+                disk.isFresh = !onlyOwn
+                return disk
+            }
         }
         throw AttachError(.unavailable, "disk '\(name)': other servers keep changing its head; try again")
     }

@@ -113,6 +113,17 @@ import Testing
         try await second.waitForGeneration(2)
         let late = try await first.attach()
         #expect(try await late.read(4096, at: 0) == pattern(4096, 2))
+        // Nor by one that took it up at its start and was not used since.
+        await late.leave(clean: true)
+        first.kill()
+        let restarted = try DiskBed(store: first.store, scratch: first.scratch, server: "a", takeover: .force)
+        await restarted.manager.recover()
+        let again = try await second.attach()
+        try await again.write(pattern(4096, 3), at: 0)
+        await again.leave(clean: true)
+        try await second.waitForGeneration(3)
+        let last = try await restarted.attach()
+        #expect(try await last.read(4096, at: 0) == pattern(4096, 3))
     }
 
     /// Found by the simulator: the client had ended with DISC, and a connection that it had given up long before was seen to
