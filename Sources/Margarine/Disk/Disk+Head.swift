@@ -65,7 +65,8 @@ extension Disk {
         case .advance(let record): next.advance(to: record)
         case .release: next.owner = nil
         }
-        next.session = next.owner == nil ? nil : session?.name
+        if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
+        next.session = next.owner == nil ? nil : session?.name ?? ended?.name
         for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
         return next
     }

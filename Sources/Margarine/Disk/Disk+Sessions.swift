@@ -34,9 +34,8 @@ extension Disk {
                 )
             }
             // The client that was away has been replaced: its writes stay, but it may never go on.
-            forget(running)
-            if let name = running.name { journal.mark(.sessionReplaced, JournalFormat.sessionSum(name)) }
-            whenAppended { _ in }
+            replace(running.name)
+            session = nil
         }
         windowTimer?.cancel()
         windowTimer = nil
@@ -44,6 +43,8 @@ extension Disk {
         if let session {
             admitted = session
         } else {
+            if let ended, !ended.isOver, ended.name != name { replace(ended.name) }
+            ended = nil
             admitted = Session(
                 name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
             session = admitted
@@ -145,8 +146,7 @@ extension Disk {
         if clean || session.map({ $0.cleanSequence > 0 && $0.cleanSequence >= active.lastSequence }) ?? false {
             markSafePoint(.clean)
             _ = journal.append()
-            session = nil
-            headIsStale = headIsStale || head.session != nil
+            endSession(isOver: true)
             startCommit()
             scheduleRelease()
             return
@@ -176,28 +176,52 @@ extension Disk {
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
             let sum = session?.name.map { JournalFormat.sessionSum($0) } ?? 0
-            if let session { forget(session) }
+            forget(session?.name)
+            session = nil
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             active = Layer(pages: pages)
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
             whenAppended { _ in }
         }
-        session = nil
+        endSession(isOver: false)
         flushedSinceSuper = true
         startCommit()
         scheduleRelease()
     }
 
-    /// The session may never come back.
-    private func forget(_ gone: Session) {
-        if let name = gone.name, context.settings.fault != .lostSessionResumes {
-            lostSessions.removeAll { $0 == name }
-            lostSessions.append(name)
-            if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
-            headIsStale = true
+    /// The session has ended with everything in safe points. The head names it until they are committed: on another server,
+    /// which knows nothing of them, it must not go on. `isOver`: its client is done.
+    private func endSession(isOver: Bool) {
+        if let name = session?.name {
+            headIsStale = headIsStale || head.session != nil
+            ended = Ended(name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
         }
-        if session === gone { session = nil }
+        session = nil
+    }
+
+    /// A session that has ended, and the journal record up to which it must be committed.
+    struct Ended {
+        var name: String
+        var sequence: UInt64
+        var isOver: Bool
+    }
+
+    /// Another client is served after the session of that name: it may not go on.
+    private func replace(_ name: String?) {
+        guard let name else { return }
+        forget(name)
+        journal.mark(.sessionReplaced, JournalFormat.sessionSum(name))
+        whenAppended { _ in }
+    }
+
+    /// The session may never come back.
+    private func forget(_ name: String?) {
+        guard let name, context.settings.fault != .lostSessionResumes else { return }
+        lostSessions.removeAll { $0 == name }
+        lostSessions.append(name)
+        if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
+        headIsStale = true
     }
 
     // MARK: Giving the disk back

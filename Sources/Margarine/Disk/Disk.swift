@@ -72,6 +72,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
+    /// The last session, once it has ended; see `endSession`.
+    var ended: Ended?
     /// Opened for the client that is about to be admitted: its head was swapped just now.
     var isFresh = false
     /// Why this server no longer has the disk.

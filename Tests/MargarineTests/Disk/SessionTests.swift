@@ -98,6 +98,22 @@ import Testing
         #expect(try await other.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    /// Found by the simulator: nothing was undone when the session ended, but what it had been told was not committed, and
+    /// another server let it go on without that.
+    @Test func aSessionThatEndedUncommittedIsRefusedElsewhere() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let client = try await bed.attach("d?session=one")
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put, keyContains: "blocks/"))
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        await client.leave(clean: false)
+        await bed.environment.sleep(ns: 50_000_000)
+        let other = try DiskBed(store: bed.store, server: "b", takeover: .force)
+        await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
+        _ = try await other.attach("d?session=two")
+    }
+
     /// Found by the simulator: another server had the disk meanwhile, and this one answered with what it remembered.
     @Test func aDiskThatWasElsewhereMeanwhileIsNotServedFromMemory() async throws {
         let first = try DiskBed(server: "a", takeover: .force)
