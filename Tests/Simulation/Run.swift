@@ -47,6 +47,7 @@ final class Run: @unchecked Sendable {  // as its world
         observer = Observer(store)
         isHostile = !world.chance.one(in: 8)
         shape.fault = fault
+        trustsStoredBytes = fault == .unverifiedSlice
         shape.commitIntervalMs = [20, 200, 2_000].randomElement(using: &world.chance)!
         let isTight = world.chance.one(in: 4)
         if isTight {
@@ -56,7 +57,8 @@ final class Run: @unchecked Sendable {  // as its world
         } else if world.chance.one(in: 2) {
             shape.dirtyBytes = 1 << 20
         }
-        shape.cacheBytes = world.chance.one(in: 2) ? 4 << 20 : 16 << 20
+        shape.cacheBytes = [2 << 20, 4 << 20, 16 << 20].randomElement(using: &world.chance)!
+        shape.blockFileBytes = [0, 8 << 20, 64 << 20].randomElement(using: &world.chance)!
         shape.takeover = world.chance.one(in: 3) ? .force : .dead
         for machine in 0..<2 {
             servers.append(nil)

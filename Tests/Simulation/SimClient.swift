@@ -155,14 +155,15 @@ final class SimClient: @unchecked Sendable {  // as its world
         for write in abandoned { model.settle(write, at: before - 1) }
         abandoned = []
         let lost = seen.sorted { $0.key < $1.key }.first { !model.mayShow($0.value, $0.key, from: before, to: now) }
-        if lost == nil {
+        // A session that was declared lost leaves what its last safe point holds, and nothing else.
+        let mustBeSafe = shape.isNamed && attachedSession != nil && attachedSession != session
+        if lost == nil, !mustBeSafe {
             model.observe(seen, at: now)
             world.note("nothing was lost")
             isResumed()
             return true
         }
-        let (granule, value) = lost!
-        if attachedSession == session, shape.isNamed {
+        if let (granule, value) = lost, attachedSession == session, shape.isNamed {
             world.violate(
                 "session \(session!) goes on, and granule \(granule) shows \(value) instead of \(model.describe(granule))"
             )

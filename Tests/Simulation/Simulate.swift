@@ -17,6 +17,7 @@ import Foundation
     @Option(help: "For how many seconds, where no number of runs is given.") var seconds = 60.0
     @Option(help: "Operations of each client in a run.") var operations = 700
     @Option(help: "Break this rule: \(Fault.allCases.map(\.rawValue).joined(separator: ", ")).") var fault: String?
+    @Flag(help: "Print the rules that --fault breaks.") var listFaults = false
     @Flag(help: "Print what happens.") var trace = false
     @Flag(help: "Print one line for each run.") var verbose = false
     @Flag(help: "Each seed twice: both must go the same way.") var twice = false
@@ -29,10 +30,13 @@ import Foundation
         // Order within sets and dictionaries is chance too, and must be the seed's.
         guard getenv("SWIFT_DETERMINISTIC_HASHING") != nil else {
             setenv("SWIFT_DETERMINISTIC_HASHING", "1", 1)
+            if fault != nil { setenv("SWIFT_BACKTRACE", "enable=no", 1) }
             var arguments = CommandLine.arguments.map { strdup($0) } + [nil]
             execv("/proc/self/exe", &arguments)
             throw ExitCode.failure
         }
+        if listFaults { return Fault.allCases.forEach { print($0.rawValue) } }
+        if fault != nil, runs != 1 { return try search() }
         let first = seed ?? UInt64(Date().timeIntervalSince1970 * 1000)
         let began = Date()
         var total = RunReport(seed: first)
@@ -73,6 +77,45 @@ import Foundation
             "seeds \(first) to \(first + UInt64(count) - 1): \(total.operations) operations in \(count) runs, no violation; \(total.steps) steps, \(total.virtualMs / 1000) s of simulated time in \(Int(Date().timeIntervalSince(began))) s, \(total.generations) generations, \(total.attachments) attachments, \(total.rollBacks) roll-backs; hash \(String(total.hash, radix: 16))"
         )
         for (what, times) in total.faults.sorted(by: { $0.key < $1.key }) { print("  \(what): \(times)") }
+    }
+
+    /// Runs with a broken rule until that is seen, each in a process of its own: the engine may end itself.
+    private func search() throws {
+        let first = seed ?? UInt64(Date().timeIntervalSince1970 * 1000)
+        let began = Date()
+        var steps: UInt64 = 0
+        var count: UInt64 = 0
+        while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
+            let seed = first + count
+            count += 1
+            var ends: [Int32] = [0, 0]
+            guard pipe(&ends) == 0 else { throw ExitCode.failure }
+            let child = fork()
+            if child == 0 {
+                signal(SIGILL, SIG_DFL)
+                signal(SIGTRAP, SIG_DFL)
+                let report = simulate(seed)
+                if let violation = report.violation {
+                    print("VIOLATION: seed \(seed), step \(report.steps), run \(count): \(violation)")
+                }
+                var words = [report.steps, report.violation == nil ? 0 : 1]
+                _ = write(ends[1], &words, 16)
+                fflush(nil)
+                _exit(0)
+            }
+            close(ends[1])
+            var words: [UInt64] = [0, 1]
+            let isWhole = read(ends[0], &words, 16) == 16
+            close(ends[0])
+            waitpid(child, nil, 0)
+            if !isWhole { words = [0, 1] }
+            steps += words[0]
+            if words[1] == 1 {
+                print("FOUND: steps \(steps) runs \(count)")
+                throw ExitCode.failure
+            }
+        }
+        print("not found in \(count) runs, \(steps) steps")
     }
 
     private func simulate(_ seed: UInt64) -> RunReport {

@@ -171,7 +171,7 @@ extension Disk {
     func rollBack() {
         windowTimer?.cancel()
         windowTimer = nil
-        if !active.isEmpty, context.settings.fault != .rollBackSkipped {
+        if !active.isEmpty {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
@@ -179,7 +179,7 @@ extension Disk {
             forget(session?.name)
             session = nil
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
-            active = Layer(pages: pages)
+            if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
             whenAppended { _ in }

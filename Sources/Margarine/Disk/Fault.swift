@@ -6,8 +6,8 @@ package enum Fault: String, Sendable, CaseIterable {
     case journalSyncSkipped
     /// Journal: a write is acknowledged before its record is in the file.
     case acknowledgedBeforeAppend
-    /// Journal: a page read back is not held against its checksum.
-    case unverifiedPage
+    /// BlockCache: a slice is not held against its checksum. Set for all loaders of the process: `trustsStoredBytes`.
+    case unverifiedSlice
     /// JournalReplay: records are taken though their data does not match.
     case tornRecordReplayed
     /// Commit: the journal is freed before the head names the generation.

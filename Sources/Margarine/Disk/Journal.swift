@@ -457,7 +457,7 @@ package final class Journal: @unchecked Sendable {
                 JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != piece.sums[$0]
             }
         }
-        if let bad, context.settings.fault != .unverifiedPage {
+        if let bad {
             throw ScratchError.corrupt(
                 "\(piece.segment.path): the page at \(Int(piece.offset) + bad * Geometry.pageBytes) is not what was written there"
             )
