@@ -108,5 +108,15 @@ let package = Package(
             name: "nbdbench-server",
             dependencies: ["Margarine", "Runtime", .product(name: "Logging", package: "swift-log")],
             path: "Tests/nbd/server", swiftSettings: strict),
+
+        // The whole engine on simulated seams, against a model of what a disk may hold. No part of the product.
+        .executableTarget(
+            name: "simulate",
+            dependencies: [
+                "Margarine", "BlockCache", "ObjectStore", "Runtime",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            path: "Tests/Simulation", exclude: ["corpus.txt"], swiftSettings: strict),
     ] + (isFuzzing ? fuzzer : tests)
 )

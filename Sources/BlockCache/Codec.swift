@@ -17,6 +17,9 @@ public enum SliceCodec: UInt32, Sendable {
 }
 
 /// XXH3-64 with seed 0: the checksum of everything this room stores.
+/// A deliberate mistake, to show that tests would see it: checksums of stored slices are not looked at.
+nonisolated(unsafe) package var trustsStoredBytes = false
+
 func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt64 { mg_xxh3(bytes.baseAddress, bytes.count, 0) }
 
 /// Whether all bytes are zero. As fast as the C library's vectorised comparison; stops at the first other byte.

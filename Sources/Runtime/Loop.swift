@@ -46,6 +46,8 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     // Loop only.
     private var watches: [Watch] = []
     private var received: [Message] = []
+    /// How many of `received` were run by `step`.
+    private var stepped = 0
     private var endWork: [() -> Void] = []
     private var endWorkRunning: [() -> Void] = []
     private var timers = TimerHeap()
@@ -54,6 +56,8 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     private var watchGeneration: UInt32 = 0
     /// Disk requests of this loop.
     let disk: DiskQueue
+    /// Where the time comes from in a loop without a thread; nil: the system's monotonic clock.
+    private let clock: (@Sendable () -> UInt64)?
 
     private static let eventsPerTurn = 128
     private static let stackBytes = 256 << 10
@@ -69,6 +73,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     /// With `ring` false, disk requests go to threads even where io_uring works.
     init(name: String, ring: Bool) throws(ScratchError) {
         self.name = name
+        clock = nil
         let epoll = mg_epoll_create()
         guard epoll >= 0 else { throw ScratchError(-epoll, "epoll_create", name) }
         let wakeup = mg_eventfd()
@@ -88,9 +93,20 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         guard error == 0 else { throw ScratchError(-error, "epoll_ctl", name) }
     }
 
+    /// A loop without a thread, for simulation: its maker runs it with `step`, always from one thread, and it has the
+    /// time from `clock`, in nanoseconds. It watches no descriptors.
+    public init(name: String, clock: @escaping @Sendable () -> UInt64) {
+        self.name = name
+        self.clock = clock
+        epoll = -1
+        wakeup = -1
+        disk = DiskQueue(ring: false)
+        disk.loop = self
+    }
+
     deinit {
-        close(epoll)
-        close(wakeup)
+        if epoll >= 0 { close(epoll) }
+        if wakeup >= 0 { close(wakeup) }
         ready.deallocate()
         receiveBufferStorage?.deallocate()
     }
@@ -108,8 +124,9 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         case stopped
     }
 
-    /// Starts the thread. Once per loop.
+    /// Starts the thread, if this loop is to have one. Once per loop.
     public func start() {
+        if clock != nil { return }
         lifecycle.withLock { state in
             guard case .new = state else { preconditionFailure("loop \(name) was started before") }
             var thread: UInt = 0
@@ -198,13 +215,15 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
             swap(&messages, &received)
             hasMail.store(false, ordering: .relaxed)
         }
-        for index in received.indices {
-            switch received[index] {
-            case .work(let work): work()
-            case .job(let job): job.runSynchronously(on: asUnownedTaskExecutor())
-            }
-        }
+        for index in received.indices { run(received[index]) }
         received.removeAll(keepingCapacity: received.capacity <= Loop.keptMessages)
+    }
+
+    private func run(_ message: Message) {
+        switch message {
+        case .work(let work): work()
+        case .job(let job): job.runSynchronously(on: asUnownedTaskExecutor())
+        }
     }
 
     // MARK: Descriptors
@@ -265,13 +284,13 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         handler.ready(Events(rawValue: bits))
     }
 
-    // MARK: Timers and turns
+    // MARK: Timers
 
     /// Runs `work` on the loop, `ns` nanoseconds from now or later. Loop only.
     @discardableResult
     public func after(ns: UInt64, _ work: @escaping @Sendable () -> Void) -> LoopTimer {
         checkOwner()
-        let (deadline, overflow) = mg_monotonic_ns().addingReportingOverflow(ns)
+        let (deadline, overflow) = nowNs.addingReportingOverflow(ns)
         let timer = LoopTimer(loop: self, deadlineNs: overflow ? .max : deadline, work: work)
         timers.insert(timer)
         return timer
@@ -297,6 +316,56 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         receiveBufferStorage = storage
         return storage
     }
+
+    private var nowNs: UInt64 { clock.map { $0() } ?? mg_monotonic_ns() }
+
+    // MARK: Without a thread
+
+    /// Whether `step` has something to do now.
+    public var isReady: Bool {
+        !received.isEmpty || hasMail.load(ordering: .relaxed) || (timers.nextDeadlineNs.map { $0 <= nowNs } ?? false)
+    }
+
+    /// When the next timer is due, on this loop's clock.
+    public var nextDeadlineNs: UInt64? { timers.nextDeadlineNs }
+
+    /// Runs the oldest message, or the timer that is due first where there is none or `timersFirst` says so; then the work
+    /// at the end of the turn. Only for loops without a thread.
+    public func step(timersFirst: Bool = false) {
+        precondition(clock != nil, "loop \(name) has a thread")
+        let previous = mg_thread_loop()
+        mg_thread_set_loop(Unmanaged.passUnretained(self).toOpaque())
+        defer { mg_thread_set_loop(previous) }
+        if timersFirst, let work = timers.takeDue(now: nowNs) {
+            work()
+        } else if let message = nextMessage() {
+            run(message)
+        } else if let work = timers.takeDue(now: nowNs) {
+            work()
+        }
+        if !endWork.isEmpty { runEndWork() }
+    }
+
+    private func nextMessage() -> Message? {
+        if stepped == received.count {
+            received.removeAll(keepingCapacity: true)
+            stepped = 0
+            mailbox.withLock { messages in
+                swap(&messages, &received)
+                hasMail.store(false, ordering: .relaxed)
+            }
+        }
+        guard stepped < received.count else { return nil }
+        stepped += 1
+        let message = received[stepped - 1]
+        if stepped == received.count {
+            received.removeAll(keepingCapacity: true)
+            stepped = 0
+        }
+        return message
+    }
+
+    // MARK: Turns
 
     private func turnUntilStopped() {
         while true {
@@ -326,7 +395,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
 
     private func runDueTimers() {
         guard !timers.isEmpty, !isStopping.load(ordering: .relaxed) else { return }
-        let now = mg_monotonic_ns()  // read once, so that a timer made by a timer waits for the next turn
+        let now = nowNs  // read once, so that a timer made by a timer waits for the next turn
         while let work = timers.takeDue(now: now) { work() }
     }
 
@@ -342,7 +411,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         if !endWork.isEmpty || hasMail.load(ordering: .relaxed) {
             timeoutNs = 0
         } else if let deadline = timers.nextDeadlineNs {
-            let now = mg_monotonic_ns()
+            let now = nowNs
             timeoutNs = deadline <= now ? 0 : Int64(clamping: deadline - now)
         }
         if disk.mustRetrySubmit { timeoutNs = timeoutNs < 0 ? 1_000_000 : min(timeoutNs, 1_000_000) }

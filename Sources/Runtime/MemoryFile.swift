@@ -22,6 +22,13 @@ final class MemoryInode: @unchecked Sendable {  // guarded by the mutex of its d
         durable = bytes
     }
 
+    init(copying other: MemoryInode) {
+        current = other.current
+        durable = other.durable
+        pending = other.pending
+        nextNumber = other.nextNumber
+    }
+
     func change(_ change: Change) {
         MemoryInode.apply(change, to: &current)
         pending.append((nextNumber, change))

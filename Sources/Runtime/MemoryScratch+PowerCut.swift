@@ -19,6 +19,35 @@ extension MemoryScratch {
         cut(to: state.withLock { $0.durableNames }) { $0.durable }
     }
 
+    /// The disk after its process was killed: everything written is there, and what was asked of this one is not answered.
+    /// What was not durable is not, as before.
+    public func kill() -> MemoryScratch {
+        let left = MemoryScratch(names: [:], capacityBytes: capacityBytes, deliver: deliver)
+        var copies: [ObjectIdentifier: MemoryInode] = [:]
+        func copy(_ inode: MemoryInode) -> MemoryInode {
+            if let made = copies[ObjectIdentifier(inode)] { return made }
+            let made = MemoryInode(copying: inode)
+            copies[ObjectIdentifier(inode)] = made
+            return made
+        }
+        state.withLock { state in
+            let names = state.names.mapValues(copy)
+            let durableNames = state.durableNames.mapValues(copy)
+            let changes = state.changes.map { entry -> (number: UInt64, change: NameChange) in
+                guard case .create(let path, let inode) = entry.change else { return entry }
+                return (entry.number, .create(path, copy(inode)))
+            }
+            let nextNumber = state.nextNumber
+            left.state.withLock {
+                $0.names = names
+                $0.durableNames = durableNames
+                $0.changes = changes
+                $0.nextNumber = nextNumber
+            }
+        }
+        return left
+    }
+
     private func cut(to names: [String: MemoryInode], _ image: (MemoryInode) -> [UInt8]) -> MemoryScratch {
         // In order of names, so that the random numbers are used in the same order every time.
         let left = state.withLock { _ in

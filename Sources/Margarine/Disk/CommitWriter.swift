@@ -113,7 +113,7 @@ final class CommitWriter: @unchecked Sendable {
         for number in numbers {
             let slice = SliceIndex(Int(number % UInt64(Geometry.slicesPerBlock)))
             var masks = layer.masks(of: number)
-            if existing?.key(slice) == nil { masks.zero = .none }
+            if existing?.key(slice) == nil || context.settings.fault == .zeroesNotCommitted { masks.zero = .none }
             if masks.touched.isEmpty { continue }
             slices.append(SliceChange(slice: slice, data: masks.data, zero: masks.zero))
         }

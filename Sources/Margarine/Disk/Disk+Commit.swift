@@ -79,6 +79,11 @@ extension Disk {
 
     /// Makes `layer` the next generation.
     private func commit(_ layer: Layer) async throws {
+        if context.settings.fault == .commitPastSafePoint, !active.isEmpty {
+            layer.merge(active)
+            active = Layer(pages: pages)
+        }
+        if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
         guard lost == nil else { return }

@@ -35,6 +35,10 @@ extension Disk {
                 headTag = tag
                 headIsStale = false
                 return nil
+            case .success(.lost(_, let tag?)) where context.settings.fault == .lostSwapTakenForWon:
+                head = next
+                headTag = tag
+                return nil
             case .success(.lost(let found?, let tag?)):
                 if !adopt(found, tag) {
                     lose(Disk.describeLoss(found))
@@ -61,7 +65,8 @@ extension Disk {
         case .advance(let record): next.advance(to: record)
         case .release: next.owner = nil
         }
-        next.session = next.owner == nil ? nil : session?.name
+        if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
+        next.session = next.owner == nil ? nil : session?.name ?? ended?.name
         for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
         return next
     }
@@ -83,10 +88,9 @@ extension Disk {
 
     /// Takes over what a user changed in the head. false: it is no longer ours.
     private func adopt(_ found: Head, _ tag: ETag) -> Bool {
-        guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner?.server == serverID
-        else {
-            return false
-        }
+        guard !found.deleted, found.diskID == head.diskID else { return false }
+        let isOurs = found.epoch == head.epoch && found.owner?.server == serverID
+        guard isOurs || context.settings.fault == .epochIgnored else { return false }
         let grew = found.sizeBytes != head.sizeBytes
         head = found
         headTag = tag
@@ -106,11 +110,30 @@ extension Disk {
     /// Looks whether the disk is still ours, and at what users changed. Called with every heartbeat.
     func checkOwnership() async {
         guard lost == nil, !isReleasing else { return }
-        await headTurn()
-        if lost == nil, let found = await loaded(), found.etag != headTag, !adopt(found.head, found.etag) {
-            lose(Disk.describeLoss(found.head))
+        _ = await lookAtHead()
+    }
+
+    /// Before somebody is served who can't tell by his own writes: another server may have had the disk since this one was
+    /// last used, and what is here would be old.
+    func confirmOwnership() async throws(AttachError) {
+        if isFresh {
+            isFresh = false
+            return
         }
-        endHeadTurn()
+        guard await lookAtHead() else {
+            throw AttachError(
+                .unavailable, "disk '\(name)': the store can't be asked whether another server has it; try again")
+        }
+    }
+
+    /// Takes over what the stored head says. false: it can't be read.
+    private func lookAtHead() async -> Bool {
+        await headTurn()
+        defer { endHeadTurn() }
+        if lost != nil { return true }
+        guard let found = await loaded() else { return false }
+        if lost == nil, found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+        return true
     }
 
     private func headTurn() async {

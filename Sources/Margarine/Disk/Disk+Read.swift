@@ -152,7 +152,8 @@ extension Disk {
         let pages = start / Geometry.pageBytes..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes
         let a = active.isEmpty ? PageMask.none : active.masks(of: number).touched
         let w = waiting?.masks(of: number).touched ?? .none
-        let c = committing?.masks(of: number).touched ?? .none
+        var c = committing?.masks(of: number).touched ?? .none
+        if context.settings.fault == .committingLayerNotRead { c = .none }
         let touched = a | w | c
         let wanted = PageMask(pages: pages)
         if !(wanted & ~touched).isEmpty {

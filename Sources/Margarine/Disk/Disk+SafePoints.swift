@@ -23,7 +23,12 @@ extension Disk {
         let sequence = journal.mark(.safePoint, kind.journalNumber)
         journal.rotateIfFilling()
         if let waiting {
-            waiting.merge(active)
+            if context.settings.fault == .layersMergedWrongly {
+                active.merge(waiting)
+                self.waiting = active
+            } else {
+                waiting.merge(active)
+            }
         } else {
             waiting = active
             active.frozenAtNs = nowNs

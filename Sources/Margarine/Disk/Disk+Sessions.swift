@@ -16,6 +16,8 @@ extension Disk {
 
     /// Decides whether a client may attach, and makes it part of the running session or the first of a new one.
     func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission {
+        // A named session finds what it was told, or is refused.
+        if !isLive, session == nil || name == nil { try await confirmOwnership() }
         if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
         if isDraining { throw AttachError(.shutdown, "the server is shutting down") }
         if let name, lostSessions.contains(name) {
@@ -32,7 +34,8 @@ extension Disk {
                 )
             }
             // The client that was away has been replaced: its writes stay, but it may never go on.
-            forget(running)
+            replace(running.name)
+            session = nil
         }
         windowTimer?.cancel()
         windowTimer = nil
@@ -40,6 +43,8 @@ extension Disk {
         if let session {
             admitted = session
         } else {
+            if let ended, !ended.isOver, ended.name != name { replace(ended.name) }
+            ended = nil
             admitted = Session(
                 name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
             session = admitted
@@ -85,13 +90,13 @@ extension Disk {
         admission.isRedeemed = true
         admission.session.admissions -= 1
         admission.session.droppedAtNs = nil
-        let others = Array(clients.values)
-        clients[ObjectIdentifier(client)] = client
+        let others = clients
+        clients.append(client)
         if others.isEmpty { return ready(nil) }
         nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
         context.spawn { [self] in
             await settle(waiting.others)
-            let stands = lost == nil && clients[ObjectIdentifier(waiting.client)] != nil
+            let stands = lost == nil && isConnected(waiting.client)
             waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
         }
     }
@@ -102,9 +107,9 @@ extension Disk {
         let deadline = nowNs + 2_000_000_000
         while true {
             let unsettled = others.filter { other in
-                guard clients[ObjectIdentifier(other)] != nil else { return false }
+                guard isConnected(other) else { return false }
                 let isIdle = other.absorb()
-                return clients[ObjectIdentifier(other)] != nil && (!isIdle || hasPendingWrite(of: other))
+                return isConnected(other) && (!isIdle || hasPendingWrite(of: other))
             }
             if unsettled.isEmpty { return }
             if nowNs >= deadline {
@@ -119,6 +124,8 @@ extension Disk {
         }
     }
 
+    private func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
+
     private func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
             $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled
@@ -126,18 +133,20 @@ extension Disk {
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
-        guard clients.removeValue(forKey: ObjectIdentifier(client)) != nil else { return }
+        guard let place = clients.firstIndex(where: { $0 === client }) else { return }
+        clients.remove(at: place)
         for request in pendingRequests.values where request.client === client { request.isCancelled = true }
+        if clean { session?.cleanSequence = journal.lastSequence }
         if lost == nil, !isLive { connectionsGone(clean: clean) }
     }
 
-    /// The last connection is gone.
+    /// The last connection is gone. A client that ended with DISC is done, though a connection that it had given up before
+    /// be found dead only now: then nothing was written since.
     private func connectionsGone(clean: Bool) {
-        if clean {
+        if clean || session.map({ $0.cleanSequence > 0 && $0.cleanSequence >= active.lastSequence }) ?? false {
             markSafePoint(.clean)
             _ = journal.append()
-            session = nil
-            headIsStale = headIsStale || head.session != nil
+            endSession(isOver: true)
             startCommit()
             scheduleRelease()
             return
@@ -166,28 +175,53 @@ extension Disk {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
-            journal.mark(.rollBack)
-            active = Layer(pages: pages)
+            let sum = session?.name.map { JournalFormat.sessionSum($0) } ?? 0
+            forget(session?.name)
+            session = nil
+            journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
+            if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
             whenAppended { _ in }
-            if let session { forget(session) }
         }
-        session = nil
+        endSession(isOver: false)
         flushedSinceSuper = true
         startCommit()
         scheduleRelease()
     }
 
-    /// The session may never come back.
-    private func forget(_ gone: Session) {
-        if let name = gone.name {
-            lostSessions.removeAll { $0 == name }
-            lostSessions.append(name)
-            if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
-            headIsStale = true
+    /// The session has ended with everything in safe points. The head names it until they are committed: on another server,
+    /// which knows nothing of them, it must not go on. `isOver`: its client is done.
+    private func endSession(isOver: Bool) {
+        if let name = session?.name {
+            headIsStale = headIsStale || head.session != nil
+            ended = Ended(name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
         }
-        if session === gone { session = nil }
+        session = nil
+    }
+
+    /// A session that has ended, and the journal record up to which it must be committed.
+    struct Ended {
+        var name: String
+        var sequence: UInt64
+        var isOver: Bool
+    }
+
+    /// Another client is served after the session of that name: it may not go on.
+    private func replace(_ name: String?) {
+        guard let name else { return }
+        forget(name)
+        journal.mark(.sessionReplaced, JournalFormat.sessionSum(name))
+        whenAppended { _ in }
+    }
+
+    /// The session may never come back.
+    private func forget(_ name: String?) {
+        guard let name, context.settings.fault != .lostSessionResumes else { return }
+        lostSessions.removeAll { $0 == name }
+        lostSessions.append(name)
+        if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
+        headIsStale = true
     }
 
     // MARK: Giving the disk back
@@ -222,8 +256,8 @@ extension Disk {
     /// the journal, and the disk stays this server's.
     func drain() async {
         isDraining = true
-        for client in Array(clients.values) {
-            clients[ObjectIdentifier(client)] = nil
+        for client in clients {
+            clients.removeAll { $0 === client }
             for request in pendingRequests.values where request.client === client { request.isCancelled = true }
             client.disconnect(reason: "the server is shutting down")
         }

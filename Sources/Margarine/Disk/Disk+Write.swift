@@ -63,7 +63,7 @@ extension Disk {
             var journaled: JournalPages?
             while true {
                 if let refusal { return finish(request, refusal) }
-                if request.isCancelled, context.settings.guardsDeadSessions { return finish(request, .shutdown) }
+                if isDead(request) { return finish(request, .shutdown) }
                 switch attempt(journaled) {
                 case .done: return acknowledge(request)
                 case .full: await waitForRoom(pages: Disk.pageCount(request.offset, request.lengthBytes))
@@ -71,9 +71,7 @@ extension Disk {
                     do {
                         // Tried while what was loaded can't leave the cache.
                         let done = try await bring(missing, into: &journaled) { journaled in
-                            if refusal != nil || (request.isCancelled && context.settings.guardsDeadSessions) {
-                                return false
-                            }
+                            if refusal != nil || isDead(request) { return false }
                             if case .done = attempt(journaled) { return true }
                             return false
                         }
@@ -89,6 +87,11 @@ extension Disk {
                 }
             }
         }
+    }
+
+    /// Its connection has left: it must not take effect any more.
+    private func isDead(_ request: DeviceRequest) -> Bool {
+        request.isCancelled && context.settings.fault != .deadWriteLands
     }
 
     /// Brings near what a merge lacked, and tries it while that can't go away.
@@ -242,6 +245,10 @@ extension Disk {
         let slot = pages.make()
         let run = Run(
             offset: page * UInt64(Geometry.pageBytes), count: Geometry.pageBytes, target: pages.bytes(slot)!)
+        if context.settings.fault == .partialPageMergedWithZeroes {
+            memset(pages.bytes(slot)!, 0, Geometry.pageBytes)
+            return .success(slot)
+        }
         let missing = compose(run, journaled)
         if case .nothing = missing { return .success(slot) }
         pages.discard(slot)

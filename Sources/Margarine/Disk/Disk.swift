@@ -44,7 +44,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     // Sessions (Disk+Sessions).
     var session: Session?
-    var clients: [ObjectIdentifier: any DeviceClient] = [:]
+    var clients: [any DeviceClient] = []
     var windowTimer: LoopTimer?
     var lostSessions: [String] = []
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
@@ -72,6 +72,10 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
+    /// The last session, once it has ended; see `endSession`.
+    var ended: Ended?
+    /// Opened for the client that is about to be admitted: its head was swapped just now.
+    var isFresh = false
     /// Why this server no longer has the disk.
     var lost: String?
     var isDraining = false
@@ -166,7 +170,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             return waiter.turn <= turn
         }
         for done in ready { done(failure) }
-        for client in Array(clients.values) { client.journaled(turn: turn, error: failure) }
+        for client in clients { client.journaled(turn: turn, error: failure) }
         wakeRoomWaiters()
     }
 
@@ -227,7 +231,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         windowTimer?.cancel()
         commitTimer?.cancel()
         for request in Array(pendingRequests.values) { request.isCancelled = true }
-        for client in Array(clients.values) { client.disconnect(reason: reason) }
+        for client in clients { client.disconnect(reason: reason) }
         let waiters = commitWaiters
         commitWaiters = []
         for waiter in waiters { waiter.done(.shutdown) }

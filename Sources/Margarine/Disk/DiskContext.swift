@@ -20,8 +20,8 @@ package struct DiskSettings: Sendable {
     package var uploadParallelism = 4
     /// A disk that nobody uses is given back to the store after this.
     package var releaseAfterMs: Int64 = 30_000
-    /// Only a test that shows why the guard is there turns it off.
-    package var guardsDeadSessions = true
+    /// A rule to break, for tests of the tests.
+    package var fault: Fault?
     package init() {}
 }
 

@@ -43,7 +43,8 @@ package final class DiskManager: ExportProvider {
         self.isAlive = isAlive
         contexts[0].journals.whenAsked { [weak self] in
             guard let self else { return }
-            Task { _ = await self.forEachDisk { disk in disk.giveRoom() } }
+            // On the loop of the disk that asks.
+            Loop.current?.run { _ = await self.forEachDisk { disk in disk.giveRoom() } }
         }
     }
 
@@ -92,9 +93,13 @@ package final class DiskManager: ExportProvider {
                 // Given back just now: open it again.
                 while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
                 if disk.wasReleased { return .success(nil) }
+                let wasOurs = disk.lost == nil
                 do throws(AttachError) {
                     return .success(try await disk.admit(session: export.session, client: client))
-                } catch { return .failure(error) }
+                } catch {
+                    // Found out just now that another server has it: that is for the opening to judge.
+                    return wasOurs && disk.lost != nil ? .success(nil) : .failure(error)
+                }
             }
             if let admission = try admitted.get() {
                 return AttachedDevice(device: disk, loop: context.loop, admission: admission)
@@ -166,13 +171,15 @@ package final class DiskManager: ExportProvider {
             return log.error("the journals in the scratch directory can't be listed: \(error)")
         }
         for folder in folders {
-            guard let (name, _) = DiskOpener.disk(ofJournal: folder),
-                (try? JournalReplay.segmentNumbers(in: "\(DiskOpener.journalRoot)/\(folder)", scratch: scratch).isEmpty)
-                    == false
-            else { continue }
+            let path = "\(DiskOpener.journalRoot)/\(folder)"
+            guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
+                continue
+            }
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
+                if error.kind == .refused || error.kind == .unknown { Journal.unmarkAttached(path, scratch) }
+                guard Journal.isLeft(in: path, scratch) else { continue }
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
             }
         }

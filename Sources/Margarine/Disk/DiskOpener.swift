@@ -46,7 +46,10 @@ struct DiskOpener {
     /// Attaches. With `onlyOwn`, only a disk that is this server's already (at start).
     func open(onlyOwn: Bool = false) async throws(AttachError) -> Disk {
         for _ in 0..<5 {
-            if let disk = try await attempt(onlyOwn: onlyOwn) { return disk }
+            if let disk = try await attempt(onlyOwn: onlyOwn) {
+                disk.isFresh = !onlyOwn
+                return disk
+            }
         }
         throw AttachError(.unavailable, "disk '\(name)': other servers keep changing its head; try again")
     }
@@ -75,6 +78,13 @@ struct DiskOpener {
         var next = head
         next.epoch += 1
         next.owner = Head.Owner(server: server.id, host: server.host, sinceMs: context.environment.wallMs)
+        if survives, let gone = head.session,
+            replayed?.lostSessions.contains(JournalFormat.sessionSum(gone)) == true
+        {
+            // Decided before, and the head had not heard of it when the server ended.
+            next.lose(session: gone)
+            next.session = nil
+        }
         if !survives {
             if let gone = head.session {
                 context.log.notice("disk \(name): session '\(gone)' did not end cleanly, and its last writes are lost")
@@ -104,6 +114,7 @@ struct DiskOpener {
             }
         }
         journal.release(upTo: head.journalSequence)
+        journal.markAttached()
         let disk = Disk(
             name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests),
             serverID: server.id,
@@ -142,7 +153,8 @@ struct DiskOpener {
     {
         do {
             return try await JournalReplay.run(
-                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch)
+                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch,
+                fault: context.settings.fault)
         } catch {
             throw AttachError(
                 .unavailable,

@@ -147,7 +147,9 @@ package final class Journal: @unchecked Sendable {
     /// Appends what is queued. `.pending` when the kernel could not take it at once: `onAppended` tells.
     func append() -> TurnEnd {
         if failure != nil { return .failed(.io) }
-        if flight != nil { return queued.isEmpty ? .pending(turn: turn - 1) : .pending(turn: turn) }
+        if flight != nil, context.settings.fault != .acknowledgedBeforeAppend {
+            return queued.isEmpty ? .pending(turn: turn - 1) : .pending(turn: turn)
+        }
         while !queued.isEmpty {
             if !begin() { return failure == nil ? .pending(turn: queued.isEmpty ? turn - 1 : turn) : .failed(.io) }
         }
@@ -375,7 +377,7 @@ package final class Journal: @unchecked Sendable {
     /// Calls `done` once everything queued so far survives power loss.
     func sync(_ done: @escaping (ScratchError?) -> Void) {
         if let failure { return done(failure) }
-        if lastSequence <= syncedSequence { return done(nil) }
+        if lastSequence <= syncedSequence || context.settings.fault == .journalSyncSkipped { return done(nil) }
         syncWaiters.append((lastSequence, done))
         pump()
     }
@@ -463,8 +465,33 @@ package final class Journal: @unchecked Sendable {
         return bytes
     }
 
-    /// Removes every segment: the disk was released clean, or its journal was set aside.
-    func removeAll() { release(upTo: .max) }
+    /// Removes every segment: the disk was released clean.
+    func removeAll() {
+        release(upTo: .max)
+        Journal.unmarkAttached(folder, scratch)
+        // And the folder, where nothing is left in it.
+        try? scratch.remove(folder)
+    }
+
+    // MARK: The mark of an attached disk
+
+    // A disk whose journal is empty is attached all the same: the daemon that starts next takes it up, or gives it back.
+    private static func markPath(_ folder: String) -> String { folder + "/attached" }
+
+    func markAttached() {
+        do { _ = try scratch.open(Journal.markPath(folder), create: true) } catch {
+            context.problem("\(Journal.markPath(folder)) can't be made: \(error)")
+        }
+    }
+
+    static func unmarkAttached(_ folder: String, _ scratch: any ScratchDisk) { try? scratch.remove(markPath(folder)) }
+
+    /// Whether a disk with this folder was attached, or has a journal, when its server ended.
+    static func isLeft(in folder: String, _ scratch: any ScratchDisk) -> Bool {
+        // One that can't be read is looked at by those who say why.
+        guard let names = try? scratch.list(folder) else { return true }
+        return names.contains { $0.hasSuffix(".journal") } || names.contains("attached")
+    }
 }
 
 extension ScratchError {

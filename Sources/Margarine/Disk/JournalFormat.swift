@@ -36,10 +36,10 @@ enum JournalFormat {
         case zero = 2
         /// a: `GenerationKind`'s number. All before this record is a safe point.
         case safePoint = 3
-        /// All after the last safe point is undone.
+        /// All after the last safe point is undone. a: of whose session (`sessionSum`), 0 for an unnamed one.
         case rollBack = 4
-        /// Nothing; keeps the sequence (a session began or ended).
-        case note = 5
+        /// a: the session that may never go on, for another client was served after it.
+        case sessionReplaced = 5
     }
 
     struct Record: Equatable {
@@ -50,6 +50,12 @@ enum JournalFormat {
         var synced: UInt64
         var extraBytes: Int
         var dataBytes: Int
+    }
+
+    /// Stands for a session's name in a record; never 0.
+    static func sessionSum(_ name: String) -> UInt64 {
+        let bytes = Array(name.utf8)
+        return max(1, mg_xxh3(bytes, bytes.count, 0))
     }
 
     static func pageSum(_ page: UnsafeRawPointer) -> UInt32 {
@@ -112,7 +118,7 @@ enum JournalFormat {
             else { return nil }
         case .zero:
             guard r.extraBytes == 0, r.dataBytes == 0, r.a <= 1 << 52, r.b <= (1 << 52) - r.a else { return nil }
-        case .safePoint, .rollBack, .note:
+        case .safePoint, .rollBack, .sessionReplaced:
             guard r.extraBytes == 0, r.dataBytes == 0 else { return nil }
         }
         return r

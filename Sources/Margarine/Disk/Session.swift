@@ -16,6 +16,9 @@ final class Session {
     /// Monotonic time at which its last connection was lost without DISC.
     var droppedAtNs: UInt64?
 
+    /// The last journal record when one of its connections last ended with DISC.
+    var cleanSequence: UInt64 = 0
+
     init(name: String?, host: String?, address: String, sinceMs: Int64) {
         self.name = name
         self.host = host

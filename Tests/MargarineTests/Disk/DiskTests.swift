@@ -259,6 +259,24 @@ import Testing
         #expect(try await clients[2].read(256 << 10, at: 7 << 20) == pattern(256 << 10, 6 + 7 << 20))
     }
 
+    /// Found by the simulator: such a disk stayed with a server that lived and did not know of it.
+    @Test func aDiskWithAnEmptyJournalIsGivenBackAfterAKill() async throws {
+        let first = try DiskBed()
+        try await first.create()
+        let client = try await first.attach()
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        try await first.waitForGeneration(1)
+        await first.context.run { await first.environment.sleep(ns: 50_000_000) }
+        first.kill()
+        #expect(try await first.head().owner?.server == "a")
+        let second = try DiskBed(store: first.store, scratch: first.scratch, settings: { $0.releaseAfterMs = 20 })
+        await second.manager.recover()
+        for _ in 0..<500 where try await second.head().owner != nil { await second.environment.sleep(ns: 10_000_000) }
+        #expect(try await second.head().owner == nil)
+        #expect(try second.scratch.list("journal").isEmpty)
+    }
+
     @Test func aReadThatTheStoreDoesNotAnswerFailsInTime() async throws {
         let warm = try DiskBed()
         try await warm.create()

@@ -24,7 +24,7 @@ import Testing
     /// A partial write of a dead connection whose page arrives only after the next session has written there. Returns what
     /// the new session reads then.
     private func heldUpWrite(guarded: Bool) async throws -> UInt8 {
-        let bed = try await coldDisk { $0.guardsDeadSessions = guarded }
+        let bed = try await coldDisk { $0.fault = guarded ? nil : .deadWriteLands }
         let dead = try await bed.attach("d?session=one")
         let gate = StoreGate()
         bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "blocks/", count: 1))
@@ -75,6 +75,92 @@ import Testing
         let other = try DiskBed(store: bed.store, server: "b")
         await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
         _ = try await other.attach("d?session=three")
+    }
+
+    /// Found by the simulator: the disk went back while the store was away, so the head did not say so, and after a kill the
+    /// session went on.
+    @Test func aRollBackIsRememberedThoughTheStoreWasAway() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        try await bed.waitForGeneration(1)
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put))
+        try await client.write(pattern(4096, 2), at: 0)
+        await client.leave(clean: false)
+        await bed.environment.sleep(ns: 50_000_000)
+        bed.kill()
+        let again = try DiskBed(store: bed.store, scratch: bed.scratch)
+        await again.manager.recover()
+        await #expect(throws: AttachError.self) { try await again.attach("d?session=one") }
+        let other = try await again.attach("d?session=two")
+        #expect(try await other.read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    /// Found by the simulator: nothing was undone when the session ended, but what it had been told was not committed, and
+    /// another server let it go on without that.
+    @Test func aSessionThatEndedUncommittedIsRefusedElsewhere() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let client = try await bed.attach("d?session=one")
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put, keyContains: "blocks/"))
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        await client.leave(clean: false)
+        await bed.environment.sleep(ns: 50_000_000)
+        let other = try DiskBed(store: bed.store, server: "b", takeover: .force)
+        await #expect(throws: AttachError.self) { try await other.attach("d?session=one") }
+        _ = try await other.attach("d?session=two")
+    }
+
+    /// Found by the simulator: another server had the disk meanwhile, and this one answered with what it remembered.
+    @Test func aDiskThatWasElsewhereMeanwhileIsNotServedFromMemory() async throws {
+        let first = try DiskBed(server: "a", takeover: .force)
+        try await first.create()
+        let early = try await first.attach()
+        try await early.write(pattern(4096, 1), at: 0)
+        await early.leave(clean: true)
+        try await first.waitForGeneration(1)
+        let second = try DiskBed(store: first.store, server: "b", takeover: .force)
+        let client = try await second.attach()
+        try await client.write(pattern(4096, 2), at: 0)
+        await client.leave(clean: true)
+        try await second.waitForGeneration(2)
+        let late = try await first.attach()
+        #expect(try await late.read(4096, at: 0) == pattern(4096, 2))
+        // Nor by one that took it up at its start and was not used since.
+        await late.leave(clean: true)
+        first.kill()
+        let restarted = try DiskBed(store: first.store, scratch: first.scratch, server: "a", takeover: .force)
+        await restarted.manager.recover()
+        let again = try await second.attach()
+        try await again.write(pattern(4096, 3), at: 0)
+        await again.leave(clean: true)
+        try await second.waitForGeneration(3)
+        let last = try await restarted.attach()
+        #expect(try await last.read(4096, at: 0) == pattern(4096, 3))
+    }
+
+    /// Found by the simulator: the client had ended with DISC, and a connection that it had given up long before was seen to
+    /// be dead only then. Its writes were undone.
+    @Test func aStaleConnectionThatDiesAfterACleanEndUndoesNothing() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let stale = try await bed.attach()
+        let good = try await bed.attach()
+        try await good.write(pattern(4096, 1), at: 0)
+        await good.leave(clean: true)
+        await stale.leave(clean: false)
+        try await bed.waitForGeneration(1)
+        #expect(try await bed.attach().read(4096, at: 0) == pattern(4096, 1))
+        // What was written after that end is of a client that did not end.
+        let third = try await bed.attach()
+        let fourth = try await bed.attach()
+        await third.leave(clean: true)
+        try await fourth.write(pattern(4096, 2), at: 0)
+        await fourth.leave(clean: false)
+        #expect(try await bed.attach().read(4096, at: 0) == pattern(4096, 1))
     }
 
     @Test func aSessionIsRefusedAfterTheScratchIsLost() async throws {

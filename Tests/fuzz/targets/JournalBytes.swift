@@ -103,6 +103,7 @@ struct JournalReading {
     private var records = 0
     private var waiting: [Change]?
     private var active: [Change] = []
+    private var lostSessions: Set<UInt64> = []
     private let base: UInt64
     private var next: UInt64?
 
@@ -152,7 +153,10 @@ struct JournalReading {
         case 3:
             if waiting != nil || !active.isEmpty { waiting = (waiting ?? []) + active }
             active = []
-        case 4: active = []
+        case 4:
+            active = []
+            lostSessions.insert(record.a)
+        case 5: lostSessions.insert(record.a)
         default: break
         }
     }
@@ -221,6 +225,6 @@ struct JournalReading {
         return JournalSummary(
             lastSequence: lastSequence, records: records,
             waiting: waiting.map { changes in pages.map { look(changes, $0) } } ?? [],
-            active: pages.map { look(active, $0) }, hasWaiting: waiting != nil)
+            active: pages.map { look(active, $0) }, hasWaiting: waiting != nil, lostSessions: lostSessions)
     }
 }

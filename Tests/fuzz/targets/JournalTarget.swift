@@ -21,6 +21,8 @@ struct JournalSummary: Equatable, Sendable {
     var waiting: [JournalPage] = []
     var active: [JournalPage] = []
     var hasWaiting = false
+    /// Sums of names of sessions that can't go on.
+    var lostSessions: Set<UInt64> = []
 }
 
 extension FuzzTarget {
@@ -70,6 +72,7 @@ extension FuzzTarget {
             } catch is JournalDamage { return nil }
             var summary = JournalSummary(lastSequence: replayed.lastSequence, records: replayed.records)
             summary.hasWaiting = replayed.waiting != nil
+            summary.lostSessions = replayed.lostSessions
             for page in wanted {
                 if let waiting = replayed.waiting { summary.waiting.append(try look(waiting, page, pages, segments)) }
                 summary.active.append(try look(replayed.active, page, pages, segments))

@@ -131,7 +131,7 @@ struct CorpusSeeds {
         }
         let marks =
             segment(1, first: 1) + record(.zero, 1, 5, 300) + record(.safePoint, 2, 1, 0) + record(.zero, 3, 0, 1)
-            + record(.note, 4, 0, 0) + record(.rollBack, 5, 0, 0) + record(.zero, 6, 1 << 40, 1 << 50)
+            + record(.sessionReplaced, 4, 77, 0) + record(.rollBack, 5, 0, 0) + record(.zero, 6, 1 << 40, 1 << 50)
         try write("journal", "marks", marks)
         let write1 = record(.write, 1, 127, 2)
         try write("journal", "writes", segment(1, first: 1) + write1 + record(.zero, 2, 127, 1))

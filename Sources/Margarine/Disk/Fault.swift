@@ -1,0 +1,35 @@
+// Deliberate mistakes, one at a time, to show that the tests would see them. Nothing outside tests sets one; each case names
+// the rule that it breaks, where that rule is kept.
+
+package enum Fault: String, Sendable, CaseIterable {
+    /// Journal: a flush does not wait for fdatasync.
+    case journalSyncSkipped
+    /// Journal: a write is acknowledged before its record is in the file.
+    case acknowledgedBeforeAppend
+    /// BlockCache: a slice is not held against its checksum. Set for all loaders of the process: `trustsStoredBytes`.
+    case unverifiedSlice
+    /// JournalReplay: records are taken though their data does not match.
+    case tornRecordReplayed
+    /// Commit: the journal is freed before the head names the generation.
+    case journalFreedEarly
+    /// Commit: what was written since the safe point goes into the generation too.
+    case commitPastSafePoint
+    /// Commit: the newer of two merged layers loses.
+    case layersMergedWrongly
+    /// Commit: zeroed pages are left out.
+    case zeroesNotCommitted
+    /// Head: a swap that another server won is taken for won.
+    case lostSwapTakenForWon
+    /// Head: another server's epoch is taken for one's own.
+    case epochIgnored
+    /// Sessions: a request of a connection that has left still takes effect.
+    case deadWriteLands
+    /// Sessions: the writes of a lost session stay when the disk goes back to its last safe point.
+    case rollBackSkipped
+    /// Sessions: a client that was rolled back may go on.
+    case lostSessionResumes
+    /// Write: the rest of a page that is written in part is taken for zeroes.
+    case partialPageMergedWithZeroes
+    /// Read: pages that a commit is working on are not looked at.
+    case committingLayerNotRead
+}

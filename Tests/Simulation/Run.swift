@@ -1,0 +1,345 @@
+// One run: a world with a store, two servers and one or two disks, what goes wrong in it, and what is checked throughout.
+
+import BlockCache
+import ObjectStore
+import Runtime
+
+@testable import Margarine
+
+struct RunReport {
+    var seed: UInt64
+    var operations = 0
+    var steps: UInt64 = 0
+    var virtualMs: UInt64 = 0
+    var hash: UInt64 = 0
+    var generations = 0
+    var attachments = 0
+    var rollBacks = 0
+    var faults: [String: Int] = [:]
+    var violation: Violation?
+}
+
+final class Run: @unchecked Sendable {  // as its world
+    private let world: World
+    private let store: SimStore
+    private let observer: Observer
+    private var shape = ServerShape()
+    private var clients: [SimClient] = []
+    /// By machine. nil: it is down.
+    private var servers: [SimServer?] = []
+    /// What lies on each machine's scratch disk, and whether it has lost power since.
+    private var disks: [(scratch: MemoryScratch, rebooted: Bool)] = []
+    /// A server is who has its scratch directory: an empty one makes a new server.
+    private var wipes = [0, 0]
+    private var home: [Int] = []
+    private var heads: [String: Head] = [:]
+    private var generations = 0
+    private var faults: [String: Int] = [:]
+    private var isCalm = false
+    private let operations: Int
+    private let isHostile: Bool
+
+    init(seed: UInt64, operations: Int, fault: Fault?, trace: Bool) {
+        world = World(seed: seed)
+        world.isTracing = trace
+        self.operations = operations
+        store = SimStore(net: world.makeClock("net").makeLoop("net"))
+        observer = Observer(store)
+        isHostile = !world.chance.one(in: 8)
+        shape.fault = fault
+        trustsStoredBytes = fault == .unverifiedSlice
+        shape.commitIntervalMs = [20, 200, 2_000].randomElement(using: &world.chance)!
+        let isTight = world.chance.one(in: 4)
+        if isTight {
+            shape.journalPerDiskBytes = 4 << 20
+            shape.journalBytes = 6 << 20
+            shape.dirtyBytes = 1 << 20
+        } else if world.chance.one(in: 2) {
+            shape.dirtyBytes = 1 << 20
+        }
+        shape.cacheBytes = [2 << 20, 4 << 20, 16 << 20].randomElement(using: &world.chance)!
+        shape.blockFileBytes = [0, 8 << 20, 64 << 20].randomElement(using: &world.chance)!
+        shape.takeover = world.chance.one(in: 3) ? .force : .dead
+        for machine in 0..<2 {
+            servers.append(nil)
+            disks.append((makeScratch(), false))
+            _ = machine
+        }
+        for number in 0..<(world.chance.one(in: 3) ? 2 : 1) { addClient(number, isTight) }
+        store.onPut = { [unowned self] sender, key, bytes in stored(sender, key, bytes) }
+        store.onDelete = { [unowned self] sender, key in
+            if key.hasPrefix("blocks/") || key.hasPrefix("pages/") { world.violate("\(sender) deleted \(key)") }
+        }
+    }
+
+    private func makeScratch() -> MemoryScratch {
+        let scratch = MemoryScratch(capacityBytes: 400 << 20, deliver: SimServer.makeDeliver(world))
+        scratch.writesInline = world.chance.one(in: 2)
+        return scratch
+    }
+
+    private func addClient(_ number: Int, _ isTight: Bool) {
+        let size: UInt64 = world.chance.one(in: 2) ? 40 << 20 : (33 << 20) + 4096
+        var options = DiskOptions()
+        options.safePoints = .flush
+        options.durability = Durability.allCases.randomElement(using: &world.chance)!
+        options.resumeWindowMs = [0, 300, 60_000].randomElement(using: &world.chance)!
+        var client = SimClient.Shape()
+        client.workers = 1 + world.chance.below(6)
+        client.connections = 1 + world.chance.below(3)
+        client.durability = options.durability
+        client.anyInstant = isTight
+        client.isNamed = !world.chance.one(in: 5)
+        let name = "d\(number)"
+        home.append(world.chance.below(2))
+        clients.append(
+            SimClient(
+                world, disk: name, sizeBytes: size, shape: client, operationLimit: operations,
+                server: { [unowned self] in servers[home[number]] }))
+        let head = Head(
+            diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
+            options: options, createdAtMs: 0)
+        store.net.run { [store] in _ = try? await store.memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
+        world.note("disk \(name): \(options.durability), window \(options.resumeWindowMs) ms, \(client)")
+    }
+
+    // MARK: What the store sees
+
+    private func stored(_ sender: String, _ key: String, _ bytes: [UInt8]) {
+        guard key.hasPrefix("disks/"), key.hasSuffix("/head") else { return }
+        let name = String(key.dropFirst(6).dropLast(5))
+        let next: Head
+        do { next = try Head.decode(bytes, name: name) } catch { return world.violate("\(sender): \(error)") }
+        world.note("\(sender) stores head of \(name): epoch \(next.epoch), generation \(next.generation)")
+        let last = heads[name]
+        heads[name] = next
+        if let last {
+            if next.epoch < last.epoch || next.generation < last.generation {
+                world.violate("\(sender) moved the head of \(name) back")
+            }
+            if next.epoch == last.epoch, let owner = last.owner, owner.server != sender {
+                world.violate("\(sender) wrote under the epoch of \(owner.server)")
+            }
+            if next.generation > last.generation, next.epoch != last.epoch || next.record?.epoch != next.epoch {
+                world.violate("\(sender) made a generation of \(name) and an epoch at once")
+            }
+        }
+        if let record = next.record, record.generation > last?.generation ?? 0 {
+            generations += 1
+            let tick = world.nextTick()
+            if let client = clients.first(where: { $0.disk == name }) {
+                switch observer.read(record, client.model.touched) {
+                case .failure(let violation): world.violate(violation.description)
+                case .success(let seen):
+                    client.committed(
+                        seen, generation: record.generation, anyInstant: record.kind == .journalFull, at: tick)
+                }
+            }
+        }
+    }
+
+    // MARK: Servers
+
+    private func start(_ machine: Int) {
+        guard servers[machine] == nil else { return }
+        let (scratch, rebooted) = disks[machine]
+        servers[machine] = SimServer(
+            world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, rebooted: rebooted, shape: shape,
+            isAlive: { [unowned self] id in
+                // A heartbeat tells little: one that lives may look dead for a while.
+                guard let server = servers.first(where: { $0?.id == id }), server != nil else { return false }
+                return !world.chance.one(in: 20)
+            })
+        disks[machine].rebooted = false
+        world.note("m\(machine) starts\(rebooted ? " after a loss of power" : "")")
+    }
+
+    /// What the machine's scratch disk is once its server was killed.
+    private func stop(_ machine: Int, _ loss: Loss) {
+        guard let server = servers[machine] else { return }
+        server.kill()
+        servers[machine] = nil
+        let left: MemoryScratch
+        switch loss {
+        case .window: left = server.scratch.kill()
+        case .power: left = server.scratch.powerCut(random: &world.chance)
+        case .scratch:
+            left = makeScratch()
+            wipes[machine] += 1
+        }
+        left.writesInline = world.chance.one(in: 2)
+        disks[machine] = (left, disks[machine].rebooted || loss == .power)
+        for (number, client) in clients.enumerated() where home[number] == machine { client.happened(loss) }
+    }
+
+    // MARK: What goes wrong
+
+    private func count(_ what: String) {
+        faults[what, default: 0] += 1
+        world.note("fault: \(what)")
+    }
+
+    private func trouble() {
+        guard !isCalm, world.violation == nil else { return }
+        defer { world.after(world.chance.ns(1_000_000...400_000_000)) { [self] in trouble() } }
+        let machine = world.chance.below(2)
+        let client = clients.randomElement(using: &world.chance)!
+        switch world.chance.below(100) {
+        case 0..<20:
+            count("cut of a connection")
+            client.cutOne()
+        case 20..<32:
+            count("cut of all connections")
+            client.cutAll()
+        case 32..<46: restart(machine, .window, "kill")
+        case 46..<56: restart(machine, .power, "loss of power")
+        case 56..<60: restart(machine, .scratch, "loss of the scratch disk")
+        case 60..<68: move(world.chance.below(clients.count))
+        case 68..<74:
+            guard let server = servers[machine], !server.bucket.faults.isDown else { return }
+            count("outage of the store")
+            server.bucket.faults.isDown = true
+            world.after(world.chance.ns(10_000_000...20_000_000_000)) { server.bucket.faults.isDown = false }
+        case 74..<84:
+            guard let server = servers[machine] else { return }
+            count("a bad way to the store")
+            server.bucket.faults = randomFaults()
+        case 84..<90:
+            guard let server = servers[machine] else { return }
+            count("jump of a wall clock")
+            server.environment.wallOffsetMs += Int64(world.chance.below(7_200_000)) - 3_600_000
+        case 90..<95:
+            guard let server = servers[machine] else { return }
+            count("full scratch disk")
+            server.scratch.failNext(.write, errno: 28)
+        case 95..<98:
+            guard let server = servers[machine],
+                let file = (try? server.scratch.list("blocks"))?.randomElement(using: &world.chance),
+                let size = server.scratch.contents("blocks/\(file)")?.count, size > 0
+            else { return }
+            count("bit rot in a block file")
+            server.scratch.flipBit("blocks/\(file)", at: UInt64(world.chance.below(size)))
+        default:
+            guard let server = servers[machine] else { return }
+            count("failing scratch disk")
+            server.scratch.failNext(world.chance.one(in: 2) ? .sync : .write, errno: 5)
+            // Whoever runs it sees that, and starts it anew.
+            world.after(2_000_000_000) { [self] in restart(machine, .window, "kill") }
+        }
+    }
+
+    private func randomFaults() -> StoreFaults {
+        var faults = StoreFaults()
+        func rate() -> Int { [0, 0, 8, 30].randomElement(using: &world.chance)! }
+        faults.failBefore = rate()
+        faults.loseAnswer = rate()
+        faults.corrupt = rate()
+        faults.truncate = rate()
+        faults.slow = rate()
+        return faults
+    }
+
+    private func restart(_ machine: Int, _ loss: Loss, _ what: String) {
+        guard servers[machine] != nil else { return }
+        count(what)
+        stop(machine, loss)
+        world.after(world.chance.ns(1_000_000...3_000_000_000)) { [self] in start(machine) }
+    }
+
+    /// A client goes to the other server. What the first one has not committed is lost to it.
+    private func move(_ number: Int) {
+        count("move to another server")
+        clients[number].cutAll()
+        clients[number].happened(.scratch)
+        home[number] = 1 - home[number]
+    }
+
+    // MARK: The run
+
+    func report() -> RunReport {
+        for machine in 0..<2 { start(machine) }
+        for client in clients { client.start() }
+        if isHostile { world.after(50_000_000) { [self] in trouble() } }
+        while world.violation == nil, !clients.allSatisfy({ $0.isDone }) {
+            guard world.step() else {
+                world.violate("nothing happens any more")
+                break
+            }
+            if world.steps % 256 == 0 { checkBounds() }
+            if !isCalm, world.nowNs > 3_000_000_000_000 || clients.allSatisfy({ $0.operations * 10 > operations * 9 }) {
+                calmDown()
+            }
+            if isCalm, world.nowNs > calmAtNs + 600_000_000_000 { world.violate("no progress in 600 s without faults") }
+        }
+        if !isCalm { calmDown() }
+        if world.violation == nil { finish() }
+        var report = RunReport(seed: world.seed)
+        report.operations = clients.reduce(0) { $0 + $1.operations }
+        report.steps = world.steps
+        report.virtualMs = world.nowNs / 1_000_000
+        report.hash = world.hash
+        report.generations = generations
+        report.attachments = clients.reduce(0) { $0 + $1.attachments }
+        report.rollBacks = clients.reduce(0) { $0 + $1.rollBacks }
+        report.faults = faults
+        report.violation = world.violation
+        return report
+    }
+
+    private var calmAtNs: UInt64 = 0
+
+    /// From here on nothing goes wrong any more, and everything must come to an end.
+    private func calmDown() {
+        isCalm = true
+        calmAtNs = world.nowNs
+        world.note("calm")
+        for machine in 0..<2 { world.after(4_000_000_000) { [self] in start(machine) } }
+        for server in servers { server?.bucket.faults = StoreFaults() }
+        shape.takeover = .force
+    }
+
+    private func checkBounds() {
+        for case let server? in servers {
+            let arena = server.context.arena
+            if arena.inUse > arena.capacity { world.violate("\(server.id) holds \(arena.inUse) dirty pages") }
+            let journals = server.context.journals
+            if journals.usedBytes > journals.limitBytes + (2 << 20) {
+                world.violate("\(server.id) holds \(journals.usedBytes) bytes of journals")
+            }
+        }
+    }
+
+    /// Clients end cleanly; then the last generation holds everything.
+    private func finish() {
+        let done = Flag()
+        store.net.run { [self] in
+            for client in clients { await client.disconnect() }
+            done.isSet = true
+        }
+        let deadline = world.nowNs + 300_000_000_000
+        while world.violation == nil, world.nowNs < deadline, world.step() {
+            if done.isSet, clients.allSatisfy({ isCommitted($0) }) { return }
+        }
+        if world.violation == nil { world.violate("what clients left behind cleanly was not committed in 300 s") }
+    }
+
+    private final class Flag: @unchecked Sendable {  // as its world
+        var isSet = false
+    }
+
+    private func isCommitted(_ client: SimClient) -> Bool {
+        guard let head = heads[client.disk], head.owner == nil, head.session == nil else { return false }
+        var seen = Dictionary(uniqueKeysWithValues: client.model.touched.map { ($0, UInt32(0)) })
+        if let record = head.record {
+            guard case .success(let stored) = observer.read(record, client.model.touched) else { return false }
+            seen = stored
+        }
+        let now = world.tick
+        for (granule, value) in seen.sorted(by: { $0.key < $1.key })
+        where !client.model.mayShow(value, granule, from: now, to: now) {
+            world.violate(
+                "at the end granule \(granule) of \(client.disk) shows \(value), had \(client.model.describe(granule))")
+        }
+        return true
+    }
+}

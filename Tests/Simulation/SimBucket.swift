@@ -1,0 +1,120 @@
+// One server's way to the common object store: requests and answers take time, get lost, come damaged, and what was sent
+// takes effect also after its sender has died.
+
+import ObjectStore
+import Runtime
+
+/// What goes wrong on the way to a store. One in so many calls; 0: never.
+struct StoreFaults {
+    var failBefore = 0
+    var loseAnswer = 0
+    var corrupt = 0
+    var truncate = 0
+    var slow = 0
+    /// Nothing gets through.
+    var isDown = false
+}
+
+/// The store itself, and what is looked at when it changes.
+final class SimStore: @unchecked Sendable {  // as its world
+    let memory = MemoryBucket()
+    let net: Loop
+    /// Called for each object stored, in the order in which they are: sender, key, bytes.
+    var onPut: (_ sender: String, _ key: String, _ bytes: [UInt8]) -> Void = { _, _, _ in }
+    var onDelete: (_ sender: String, _ key: String) -> Void = { _, _ in }
+
+    init(net: Loop) { self.net = net }
+}
+
+final class SimBucket: Bucket, @unchecked Sendable {  // as its world
+    private let world: World
+    private let store: SimStore
+    private let sender: String
+    var faults = StoreFaults()
+    let name = "simulated"
+
+    init(_ world: World, _ store: SimStore, sender: String) {
+        self.world = world
+        self.store = store
+        self.sender = sender
+    }
+
+    private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
+    private var latencyNs: UInt64 {
+        world.chance.ns(200_000...(roll(faults.slow) ? 3_000_000_000 : 8_000_000))
+    }
+
+    /// Sends `call` to the store; its effect and its answer come later, whether or not the caller still lives.
+    private func send<T: Sendable>(
+        isWrite: Bool, _ call: @escaping @Sendable () async -> Result<T, StoreError>
+    ) async -> Result<T, StoreError> {
+        if faults.isDown || roll(faults.failBefore) {
+            await world.sleep(latencyNs)
+            return .failure(StoreError(.unavailable, "simulated: out of reach"))
+        }
+        let there = latencyNs
+        let back = latencyNs
+        // The answer is lost: the same call again, as an HTTP client's own retry would make it, is not ours to simulate.
+        let isLost = roll(faults.loseAnswer)
+        return await withCheckedContinuation { continuation in
+            world.after(there) { [world, store] in
+                store.net.run {
+                    let result = await call()
+                    world.after(back) {
+                        continuation.resume(
+                            returning: isLost
+                                ? .failure(StoreError(isWrite ? .unclear : .unavailable, "simulated: no answer"))
+                                : result)
+                    }
+                }
+            }
+        }
+    }
+
+    func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
+        let memory = store.memory
+        var object = try await send(isWrite: false) { () async -> Result<StoredObject, StoreError> in
+            do throws(StoreError) { return .success(try await memory.get(key, range: range)) } catch {
+                return .failure(error)
+            }
+        }.get()
+        // What a transport may let through is bodies of objects that carry checksums of their own.
+        guard key.hasPrefix("blocks/") || key.hasPrefix("pages/"), !object.bytes.isEmpty else { return object }
+        if roll(faults.corrupt) {
+            object.bytes[world.chance.below(object.bytes.count)] ^= 1 << UInt8(world.chance.below(8))
+        }
+        if roll(faults.truncate) { object.bytes.removeLast(1 + world.chance.below(object.bytes.count)) }
+        return object
+    }
+
+    func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
+        let (store, sender) = (store, sender)
+        return try await send(isWrite: true) { () async -> Result<ETag, StoreError> in
+            do throws(StoreError) {
+                let tag = try await store.memory.put(key, bytes, if: condition)
+                store.onPut(sender, key, bytes)
+                return .success(tag)
+            } catch { return .failure(error) }
+        }.get()
+    }
+
+    func list(prefix: String, after: String?, folders: Bool, limit: Int) async throws(StoreError) -> Listing {
+        let memory = store.memory
+        return try await send(isWrite: false) { () async -> Result<Listing, StoreError> in
+            do throws(StoreError) {
+                return .success(try await memory.list(prefix: prefix, after: after, folders: folders, limit: limit))
+            } catch { return .failure(error) }
+        }.get()
+    }
+
+    func delete(_ keys: [String]) async throws(StoreError) {
+        let (store, sender) = (store, sender)
+        try await send(isWrite: true) { () async -> Result<Void, StoreError> in
+            do throws(StoreError) {
+                try await store.memory.delete(keys)
+                for key in keys { store.onDelete(sender, key) }
+                return .success(())
+            } catch { return .failure(error) }
+        }.get()
+    }
+}

@@ -1,0 +1,116 @@
+// One daemon of the simulated world: everything of a real one between its connections and its seams, on loops that the world
+// steps. A restart is a new server on the same scratch disk.
+
+import BlockCache
+import Logging
+import ObjectStore
+import Runtime
+
+@testable import Margarine
+
+/// What a server is made with; small, so that everything fills up.
+struct ServerShape {
+    var commitIntervalMs: Int64 = 200
+    var journalPerDiskBytes: UInt64 = 64 << 20
+    var journalBytes: UInt64 = 128 << 20
+    var dirtyBytes = 4 << 20
+    var cacheBytes: UInt64 = 4 << 20
+    var blockFileBytes: UInt64 = 64 << 20
+    var takeover = Takeover.dead
+    var fault: Fault?
+}
+
+final class SimServer: @unchecked Sendable {  // as its world
+    let id: String
+    let world: World
+    let clock: World.Clock
+    let environment: SimEnvironment
+    let bucket: SimBucket
+    let scratch: MemoryScratch
+    let context: DiskContext
+    let manager: DiskManager
+    let files: BlockFiles
+    let loop: Loop
+    private(set) var isAlive = true
+    var connections: [SimConnection] = []
+
+    init(
+        _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
+        isAlive: @escaping @Sendable (String) -> Bool
+    ) {
+        self.id = id
+        self.world = world
+        self.scratch = scratch
+        clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
+        environment = SimEnvironment(world, clock)
+        environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
+        bucket = SimBucket(world, store, sender: id)
+        loop = clock.makeLoop("\(id)-disks")
+        let door = clock.makeLoop("\(id)-door")
+        var policy = RetryPolicy()
+        policy.deadlineMs = 20_000
+        let retrying = RetryingBucket(bucket, environment: environment, policy: policy)
+        let locations = Locations([retrying])
+        files = BlockFiles(
+            disk: scratch, budgetBytes: shape.blockFileBytes, environment: environment, reserveBytes: 0)
+        let loader = BlockLoader(
+            locations: locations.buckets, cache: SliceCache(budgetBytes: shape.cacheBytes), files: files,
+            environment: environment, spawn: { door.run(task: $0) })
+        var settings = DiskSettings()
+        settings.commitIntervalMs = shape.commitIntervalMs
+        settings.journalLimitBytes = shape.journalPerDiskBytes
+        settings.releaseAfterMs = 5_000
+        settings.fault = shape.fault
+        var log = Logger(label: id) { [weak world] _ in TraceLog(world: world, server: id) }
+        log.logLevel = world.isTracing ? .debug : .critical
+        context = DiskContext(
+            loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
+            manifests: ManifestCache(locations, budgetBytes: 4 << 20),
+            arena: FrameArena(budgetBytes: shape.dirtyBytes), journals: JournalBudget(limitBytes: shape.journalBytes),
+            log: log, settings: settings)
+        let server = id
+        manager = DiskManager(
+            contexts: [context], heads: HeadStore(bucket: retrying, environment: environment),
+            server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
+            isAlive: { other in other != server && isAlive(other) ? "it runs" : nil })
+        loop.run { [self] in
+            await files.start()
+            await manager.recover()
+            while self.isAlive {
+                await environment.sleep(ns: 1_000_000_000)
+                await manager.checkOwnership()
+            }
+        }
+    }
+
+    /// A scratch disk whose completions take their time and come back to the loop that asked.
+    static func makeDeliver(_ world: World) -> MemoryScratch.Deliver {
+        { work in
+            guard let loop = Loop.current else { preconditionFailure("a scratch call from no loop") }
+            world.after(world.chance.ns(5_000...2_000_000)) { loop.post(work) }
+        }
+    }
+
+    /// Ends at this instant, as by a signal that cannot be caught. Its connections break.
+    func kill() {
+        isAlive = false
+        clock.isRunning = false
+        for connection in connections { connection.cut(noticed: false) }
+        connections = []
+    }
+}
+
+/// Messages of the servers, in the trace.
+private struct TraceLog: LogHandler {
+    weak var world: World?
+    let server: String
+    var logLevel = Logger.Level.critical
+    var metadata: Logger.Metadata = [:]
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+    func log(event: LogEvent) {
+        if let world, world.isTracing { print("    [\(server)] \(event.message)") }
+    }
+}

@@ -1,0 +1,124 @@
+// simulate: runs of the engine in simulated worlds.
+
+import ArgumentParser
+import Foundation
+
+@testable import Margarine
+
+@main struct Simulate: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "simulate",
+        abstract:
+            "Runs the whole engine in simulated worlds, each a function of its seed, against an independent model.",
+        discussion: "Ends with status 1 at the first violation, and prints the command that repeats it.")
+
+    @Option(help: "The first seed; the time of day where none is given.") var seed: UInt64?
+    @Option(help: "How many runs.") var runs: Int?
+    @Option(help: "For how many seconds, where no number of runs is given.") var seconds = 60.0
+    @Option(help: "Operations of each client in a run.") var operations = 700
+    @Option(help: "Break this rule: \(Fault.allCases.map(\.rawValue).joined(separator: ", ")).") var fault: String?
+    @Flag(help: "Print the rules that --fault breaks.") var listFaults = false
+    @Flag(help: "Print what happens.") var trace = false
+    @Flag(help: "Print one line for each run.") var verbose = false
+    @Flag(help: "Each seed twice: both must go the same way.") var twice = false
+
+    func validate() throws {
+        if let fault, Fault(rawValue: fault) == nil { throw ValidationError("no rule '\(fault)' to break") }
+    }
+
+    func run() throws {
+        // Order within sets and dictionaries is chance too, and must be the seed's.
+        guard getenv("SWIFT_DETERMINISTIC_HASHING") != nil else {
+            setenv("SWIFT_DETERMINISTIC_HASHING", "1", 1)
+            if fault != nil { setenv("SWIFT_BACKTRACE", "enable=no", 1) }
+            var arguments = CommandLine.arguments.map { strdup($0) } + [nil]
+            execv("/proc/self/exe", &arguments)
+            throw ExitCode.failure
+        }
+        if listFaults { return Fault.allCases.forEach { print($0.rawValue) } }
+        if fault != nil, runs != 1 { return try search() }
+        let first = seed ?? UInt64(Date().timeIntervalSince1970 * 1000)
+        let began = Date()
+        var total = RunReport(seed: first)
+        var count = 0
+        while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
+            let seed = first + UInt64(count)
+            let report = simulate(seed)
+            if twice {
+                let again = simulate(seed)
+                guard again.hash == report.hash else {
+                    print("seed \(seed): two runs differ: \(report.hash) and \(again.hash)")
+                    throw ExitCode.failure
+                }
+            }
+            count += 1
+            if verbose || runs == 1 {
+                print(
+                    "seed \(seed): \(report.operations) operations, \(report.steps) steps, \(report.virtualMs) ms, \(report.generations) generations, \(report.attachments) attachments, \(report.rollBacks) roll-backs, hash \(String(report.hash, radix: 16))"
+                )
+            }
+            total.operations += report.operations
+            total.steps += report.steps
+            total.virtualMs += report.virtualMs
+            total.generations += report.generations
+            total.attachments += report.attachments
+            total.rollBacks += report.rollBacks
+            total.hash = (total.hash ^ report.hash) &* 0x100_0000_01b3
+            for (what, times) in report.faults { total.faults[what, default: 0] += times }
+            if let violation = report.violation {
+                print("VIOLATION: seed \(seed), step \(report.steps), run \(count): \(violation)")
+                print(
+                    "replay: Scripts/simulate.sh --runs 1 --trace --seed \(seed) --operations \(operations)"
+                        + (fault.map { " --fault \($0)" } ?? ""))
+                throw ExitCode.failure
+            }
+        }
+        print(
+            "seeds \(first) to \(first + UInt64(count) - 1): \(total.operations) operations in \(count) runs, no violation; \(total.steps) steps, \(total.virtualMs / 1000) s of simulated time in \(Int(Date().timeIntervalSince(began))) s, \(total.generations) generations, \(total.attachments) attachments, \(total.rollBacks) roll-backs; hash \(String(total.hash, radix: 16))"
+        )
+        for (what, times) in total.faults.sorted(by: { $0.key < $1.key }) { print("  \(what): \(times)") }
+    }
+
+    /// Runs with a broken rule until that is seen, each in a process of its own: the engine may end itself.
+    private func search() throws {
+        let first = seed ?? UInt64(Date().timeIntervalSince1970 * 1000)
+        let began = Date()
+        var steps: UInt64 = 0
+        var count: UInt64 = 0
+        while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
+            let seed = first + count
+            count += 1
+            var ends: [Int32] = [0, 0]
+            guard pipe(&ends) == 0 else { throw ExitCode.failure }
+            let child = fork()
+            if child == 0 {
+                signal(SIGILL, SIG_DFL)
+                signal(SIGTRAP, SIG_DFL)
+                let report = simulate(seed)
+                if let violation = report.violation {
+                    print("VIOLATION: seed \(seed), step \(report.steps), run \(count): \(violation)")
+                }
+                var words = [report.steps, report.violation == nil ? 0 : 1]
+                _ = write(ends[1], &words, 16)
+                fflush(nil)
+                _exit(0)
+            }
+            close(ends[1])
+            var words: [UInt64] = [0, 1]
+            let isWhole = read(ends[0], &words, 16) == 16
+            close(ends[0])
+            waitpid(child, nil, 0)
+            if !isWhole { words = [0, 1] }
+            steps += words[0]
+            if words[1] == 1 {
+                print("FOUND: steps \(steps) runs \(count)")
+                throw ExitCode.failure
+            }
+        }
+        print("not found in \(count) runs, \(steps) steps")
+    }
+
+    private func simulate(_ seed: UInt64) -> RunReport {
+        Run(seed: seed, operations: operations, fault: fault.flatMap { Fault(rawValue: $0) }, trace: trace).report()
+    }
+}
