@@ -1,19 +1,55 @@
 // swift-tools-version: 6.2
+import Foundation
 import PackageDescription
+
+/// Scripts/fuzz.sh builds the fuzzer instead of the tests, with everything of this package instrumented for it.
+let isFuzzing = ProcessInfo.processInfo.environment["MARGARINE_FUZZ"] != nil
+let fuzzed: [String] = isFuzzing ? ["-sanitize=fuzzer"] : []
 
 /// What every Swift target is compiled with: Swift 6 mode, explicit existentials, narrow imports,
 /// and no warning left standing.
-let strict: [SwiftSetting] = [
+let plain: [SwiftSetting] = [
     .swiftLanguageMode(.v6),
     .enableUpcomingFeature("ExistentialAny"),
     .enableUpcomingFeature("InternalImportsByDefault"),
     .enableUpcomingFeature("MemberImportVisibility"),
     .treatAllWarnings(as: .error),
 ]
+/// ... and what is fuzzed. The fuzzer itself is not, or it would look for new ways through itself.
+let strict = plain + (isFuzzing ? [.unsafeFlags(fuzzed)] : [])
 
 func system(_ name: String, pkgConfig: String, apt: String) -> Target {
     .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([apt])])
 }
+
+/// What the fuzz targets feed, and the tests that replay their corpus.
+let decoders: [Target.Dependency] = [
+    "Margarine", "Configuration", "BlockCache", "ObjectStore", "NBDProtocol", "Runtime", "CLinux", "CLibraries",
+    .product(name: "Logging", package: "swift-log"),
+]
+
+let tests: [Target] = [
+    .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
+    .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
+    .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),
+    .testTarget(
+        name: "BlockCacheTests", dependencies: ["BlockCache", "ObjectStore", "Runtime"], swiftSettings: strict),
+    .testTarget(
+        name: "MargarineTests", dependencies: ["Margarine", "BlockCache", "ObjectStore", "NBDProtocol", "Runtime"],
+        swiftSettings: strict),
+    .testTarget(
+        name: "FuzzTests", dependencies: decoders, path: "Tests/fuzz",
+        exclude: ["corpus", "dictionaries", "main", "runtime"],
+        sources: ["targets", "tests"], swiftSettings: strict),
+]
+
+let fuzzer: [Target] = [
+    .target(name: "CFuzzer", path: "Tests/fuzz/runtime"),
+    .executableTarget(
+        name: "margarine-fuzz", dependencies: decoders + ["CFuzzer"], path: "Tests/fuzz",
+        exclude: ["corpus", "dictionaries", "tests", "runtime"], sources: ["targets", "main"], swiftSettings: plain,
+        linkerSettings: [.unsafeFlags(fuzzed + ["-use-ld=lld"])]),
+]
 
 let package = Package(
     name: "margarine",
@@ -54,13 +90,16 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "Configuration",
+            dependencies: ["Margarine", .product(name: "TOMLKit", package: "TOMLKit")],
+            swiftSettings: strict),
         .executableTarget(
             name: "margined",
             dependencies: [
-                "Margarine", "Runtime", "ObjectStore", "BlockCache",
+                "Margarine", "Configuration", "Runtime", "ObjectStore", "BlockCache",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
-                .product(name: "TOMLKit", package: "TOMLKit"),
             ],
             swiftSettings: strict),
 
@@ -79,14 +118,5 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Tests/Simulation", exclude: ["corpus.txt"], swiftSettings: strict),
-
-        .testTarget(name: "RuntimeTests", dependencies: ["Runtime"], swiftSettings: strict),
-        .testTarget(name: "NBDProtocolTests", dependencies: ["NBDProtocol"], swiftSettings: strict),
-        .testTarget(name: "ObjectStoreTests", dependencies: ["ObjectStore", "Runtime"], swiftSettings: strict),
-        .testTarget(
-            name: "BlockCacheTests", dependencies: ["BlockCache", "ObjectStore", "Runtime"], swiftSettings: strict),
-        .testTarget(
-            name: "MargarineTests", dependencies: ["Margarine", "BlockCache", "ObjectStore", "NBDProtocol", "Runtime"],
-            swiftSettings: strict),
-    ]
+    ] + (isFuzzing ? fuzzer : tests)
 )

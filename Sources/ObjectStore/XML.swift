@@ -81,6 +81,8 @@ private struct XMLReader {
         elements += 1
         guard depth <= Self.deepest, elements <= Self.mostElements, take("<"), let name = name() else { return nil }
         var element = XMLElement(name: localPart(name))
+        guard !element.name.isEmpty, position < bytes.count, isSpace(bytes[position]) || looksAt("/>") || looksAt(">")
+        else { return nil }
         // Attributes: only their quotes matter.
         while true {
             guard position < bytes.count else { return nil }

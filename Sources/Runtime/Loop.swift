@@ -382,7 +382,8 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         disk.close()
     }
 
-    private func turn() {
+    /// One turn, on the thread that `mg_thread_loop` says is this one. Internal for tests that are the loop themselves.
+    func turn() {
         let count = wait()
         for index in 0..<count { dispatch(ready[index]) }
         disk.reap()

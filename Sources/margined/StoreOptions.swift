@@ -1,6 +1,7 @@
 // Where the store and all other settings come from: defaults, then MARGARINE_STORE, then the file, then flags.
 
 import ArgumentParser
+import Configuration
 import Foundation
 import Margarine
 

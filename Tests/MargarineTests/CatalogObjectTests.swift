@@ -96,6 +96,12 @@ struct CatalogObjectTests {
         #expect(error(Self.sealed(deep)).contains("unknown member 'options.extra'"))
         let inRecord = body.replacingOccurrences(of: "\"newBytes\":", with: "\"new\":null,\"newBytes\":")
         #expect(error(Self.sealed(inRecord)).contains("unknown member 'record.new'"))
+        // The decoder calls itself at each level: what is deep is refused before it begins.
+        for depth in [15, 16, 500, 100_000] {
+            let brackets = "\"x\\\"[\":" + String(repeating: "[", count: depth) + String(repeating: "]", count: depth)
+            let nested = body.replacingOccurrences(of: "\"deleted\":", with: "\(brackets),\"deleted\":")
+            #expect(error(Self.sealed(nested)).contains(depth < 16 ? "unknown member" : "nested too deep"), "\(depth)")
+        }
     }
 
     @Test(arguments: [

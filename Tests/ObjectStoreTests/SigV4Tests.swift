@@ -129,7 +129,7 @@ import Testing
         "", " ", "text", "<a>", "<a></b>", "<a></a><b/>", "<a/>x", "<a>&b;</a>", "<a>&#0;</a>", "<a>&#xD800;</a>",
         "<a>&amp</a>", "<a", "<a x='>", "<a><!-- </a>",
         "<!DOCTYPE a [<!ENTITY x \"y\">]><a>&x;</a>", "<a><b></a></b>", "<a><![CDATA[x</a>", "<?xml", "<a b<c>",
-        "<>x</>",
+        "<>x</>", "<:/>", "<a:></a:>", "<a#b/>", "<a<b/></a>",
     ])
     func malformed(_ text: String) { #expect(parse(text) == nil) }
 

@@ -12,6 +12,9 @@ enum ControlObject {
     /// Largest control object that is read.
     static let maxBytes = 256 << 10
 
+    /// Deepest nesting that is decoded: the decoder calls itself at each level, and loops have small stacks.
+    static let maxDepth = 16
+
     /// Times that can be told: 1970 to the year 9999, in milliseconds.
     static let times: ClosedRange<Int64> = 0...253_402_300_799_999
     /// Numbers that are counted up must stay below this, so that counting on never overflows.
@@ -53,6 +56,7 @@ enum ControlObject {
         guard sum.elementsEqual(Array((hex(checksum(rest)) + "\",").utf8)) else {
             throw CatalogError(.corrupt, "\(what) fails its checksum")
         }
+        guard depth(rest) < maxDepth else { throw CatalogError(.corrupt, "\(what) is nested too deep") }
         let body = Data([UInt8(ascii: "{")] + rest)
         do {
             let value = try JSONDecoder().decode(type, from: body)
@@ -74,6 +78,28 @@ enum ControlObject {
 
     private static func checksum(_ bytes: [UInt8]) -> UInt64 {
         bytes.withUnsafeBytes { mg_xxh3($0.baseAddress, $0.count, 0) }
+    }
+
+    /// How many brackets are open at a time at most, in text that need not be JSON.
+    private static func depth(_ bytes: [UInt8]) -> Int {
+        var open = 0
+        var deepest = 0
+        var isString = false
+        var isEscaped = false
+        for byte in bytes {
+            if isString {
+                if !isEscaped, byte == UInt8(ascii: "\"") { isString = false }
+                isEscaped = !isEscaped && byte == UInt8(ascii: "\\")
+            } else if byte == UInt8(ascii: "\"") {
+                isString = true
+            } else if byte == UInt8(ascii: "[") || byte == UInt8(ascii: "{") {
+                open += 1
+                deepest = max(deepest, open)
+            } else if byte == UInt8(ascii: "]") || byte == UInt8(ascii: "}") {
+                open = max(0, open - 1)
+            }
+        }
+        return deepest
     }
 
     private static func hex(_ value: UInt64) -> String {

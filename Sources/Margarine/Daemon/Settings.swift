@@ -31,7 +31,7 @@ public struct ListenAddress: Sendable, Equatable, CustomStringConvertible {
         } else if host.contains(":") || host.contains("[") || host.contains("]") {
             return nil
         }
-        if host.isEmpty || host.contains(where: { $0.isWhitespace || $0 == "/" }) { return nil }
+        if host.isEmpty || host.contains(where: { $0.isWhitespace || $0 == "/" || $0 == "," }) { return nil }
         self.init(host: String(host), port: port)
     }
     public var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }

@@ -101,6 +101,7 @@ enum JournalFormat {
         let start = word(0)
         guard UInt32(truncatingIfNeeded: start) == recordMagic, start >> 40 == 0,
             let kind = Kind(rawValue: UInt8(truncatingIfNeeded: start >> 32)),
+            word(8) < ControlObject.countLimit,
             word(40) <= UInt64(maxExtraBytes), word(48) <= UInt64(maxPages * Geometry.pageBytes)
         else { return nil }
         let r = Record(

@@ -192,7 +192,8 @@ final class ServerContext: @unchecked Sendable {
         }
     }
 
-    private func welcome(_ socket: FileDescriptor) {
+    /// Begins the handshake of a client that was accepted.
+    func welcome(_ socket: FileDescriptor) {
         if handshakes.count >= limits.handshakes {
             handshakes.first(where: \.isWaitingForClient)?.close("too many unfinished handshakes")
         }

@@ -2,6 +2,7 @@
 // and lose power. A restart is a new bed on the same store and scratch.
 
 import BlockCache
+import Foundation
 import Logging
 @testable import Margarine
 import ObjectStore
@@ -94,13 +95,16 @@ final class DiskBed: Sendable {
 
     /// Waits until the disk has committed at least generation `generation`.
     func waitForGeneration(_ generation: UInt64, _ name: String = "d") async throws {
-        for _ in 0..<500 {
+        for _ in 0..<500 * patience {
             if try await head(name).generation >= generation { return }
             await environment.sleep(ns: 10_000_000)
         }
-        Issue.record("generation \(generation) of \(name) was not committed in 5 s")
+        Issue.record("generation \(generation) of \(name) was not committed in \(5 * patience) s")
     }
 }
+
+/// How many times longer to wait than usual: what a sanitizer makes slow is not broken.
+private let patience = Int(ProcessInfo.processInfo.environment["MARGARINE_PATIENCE"] ?? "") ?? 1
 
 /// A connection without a socket.
 final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its device's loop only

@@ -93,6 +93,18 @@ import Testing
         }
     }
 
+    @Test func sequenceNumbersThatCannotBeAreRefused() {
+        let disk = ObjectID(high: 3, low: 4)
+        for (sequence, isRecord) in [((1 << 62) - 1, true), (1 << 62, false), (UInt64.max, false)] {
+            var bytes = [UInt8](repeating: 0, count: 64)
+            let record = JournalFormat.Record(
+                kind: .rollBack, sequence: sequence, a: 0, b: 0, synced: 0, extraBytes: 0, dataBytes: 0)
+            bytes.withUnsafeMutableBytes { JournalFormat.putRecordHeader($0.baseAddress!, record, of: disk) }
+            let found = bytes.withUnsafeBytes { JournalFormat.record($0.baseAddress!, available: 64, of: disk) }
+            #expect((found != nil) == isRecord, "\(sequence)")
+        }
+    }
+
     @Test func aJournalWhoseSyncedPartIsDamagedIsRefused() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
         try await bed.create()

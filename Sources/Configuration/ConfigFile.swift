@@ -1,39 +1,46 @@
 // The configuration file: TOML, read by TOMLKit and held against the table of keys. Every complaint names file and line.
 
 import Foundation
-import Margarine
+package import Margarine
 import TOMLKit
 
-enum ConfigFile {
+/// What is wrong with a configuration file, in one line.
+package struct ConfigError: Error, CustomStringConvertible {
+    package let description: String
+    init(_ description: String) { self.description = description }
+}
+
+package enum ConfigFile {
     /// Puts everything the file sets into `settings`.
-    /// - Throws: `Failure` for the first thing in it that is wrong, as `FILE:LINE: what`.
-    static func load(_ path: String, into settings: inout Settings) throws {
+    /// - Throws: `ConfigError` for the first thing in it that is wrong, as `FILE:LINE: what`.
+    package static func load(_ path: String, into settings: inout Settings) throws {
         let text: String
         do {
             let handle = try FileHandle(forReadingFrom: URL(fileURLWithPath: path))
             let bytes = try handle.read(upToCount: limitBytes + 1) ?? Data()
             guard bytes.count <= limitBytes else {
-                throw Failure("\(path): larger than \(limitBytes) bytes: no configuration")
+                throw ConfigError("\(path): larger than \(limitBytes) bytes: no configuration")
             }
             guard let decoded = String(bytes: bytes, encoding: .utf8) else {
-                throw Failure("\(path): not UTF-8: save it as plain text")
+                throw ConfigError("\(path): not UTF-8: save it as plain text")
             }
             text = decoded
-        } catch let failure as Failure {
+        } catch let failure as ConfigError {
             throw failure
         } catch {
-            throw Failure("cannot read the configuration '\(path)': \(reason(error))")
+            throw ConfigError("cannot read the configuration '\(path)': \(reason(error))")
         }
         try apply(text, named: path, to: &settings)
     }
 
     /// As `load`, from text.
-    static func apply(_ text: String, named path: String, to settings: inout Settings) throws {
+    package static func apply(_ text: String, named path: String, to settings: inout Settings) throws {
+        try checkHeaders(text, named: path)
         let root: TOMLTable
         do {
             root = try TOMLTable(string: text)
         } catch let error as TOMLParseError {
-            throw Failure("\(path):\(error.source.begin.line): \(error.description)")
+            throw ConfigError("\(path):\(error.source.begin.line): \(error.description)")
         }
         let lines = TOMLLines(text)
         var complaints: [(line: Int, text: String)] = []
@@ -79,12 +86,27 @@ enum ConfigFile {
         }
         take(top, "")
         if let first = complaints.min(by: { $0.line < $1.line }) {
-            throw Failure("\(path):\(first.line): \(first.text)")
+            throw ConfigError("\(path):\(first.line): \(first.text)")
         }
-        do { try settings.validate() } catch { throw Failure("\(path): \(error)") }
+        do { try settings.validate() } catch { throw ConfigError("\(path): \(error)") }
     }
 
     private static let limitBytes = 1 << 20
+
+    /// toml++ 3.4, which TOMLKit stands on, ends the process at a table's header that begins with anything but a key. No
+    /// value of ours has a line that begins like that, so it does not matter whether it is a header at all.
+    private static func checkHeaders(_ text: String, named path: String) throws {
+        func isSpace(_ scalar: Unicode.Scalar) -> Bool { scalar.properties.isWhitespace || scalar == "\u{feff}" }
+        for (index, line) in text.unicodeScalars.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+            var rest = line.drop(while: isSpace)
+            guard rest.first == "[" else { continue }
+            rest = rest.dropFirst().drop { $0 == " " || $0 == "\t" }
+            if rest.first == "[" { rest = rest.dropFirst().drop { $0 == " " || $0 == "\t" } }
+            guard let first = rest.first, first.isASCII,
+                first.properties.isAlphabetic || "0123456789_-\"']".unicodeScalars.contains(first)
+            else { throw ConfigError("\(path):\(index + 1): no name behind '[': a table begins with [NAME]") }
+        }
+    }
 
     private static func entries(_ table: TOMLTable) -> [(String, TOMLValue)] {
         table.keys.compactMap { key in table[key].map { (key, $0.tomlValue) } }
