@@ -87,6 +87,7 @@ final class Model {
         /// nil: that of the write.
         var end: UInt64?
         var write: UInt32
+        var isUncertain = false
     }
     private var history: [UInt32: [Entry]] = [:]
     let sizeBytes: UInt64
@@ -127,14 +128,18 @@ final class Model {
     /// The whole disk was seen at `tick`: each granule shows this write, and nothing that ended before shows again.
     func observe(_ seen: [UInt32: UInt32], at tick: UInt64) {
         for (granule, write) in seen {
-            history[granule]!.append(Entry(start: tick, end: tick, write: write))
+            // One that was never acknowledged may still be lost again.
+            let isCertain = !writes[Int(write)].isUncertain
+            history[granule]!.append(Entry(start: tick, end: tick, write: write, isUncertain: !isCertain))
         }
     }
 
     // MARK: What is allowed
 
     private func end(_ entry: Entry) -> UInt64 { entry.end ?? writes[Int(entry.write)].end }
-    private func isCertain(_ entry: Entry) -> Bool { entry.end != nil || !writes[Int(entry.write)].isUncertain }
+    private func isCertain(_ entry: Entry) -> Bool {
+        entry.end == nil ? !writes[Int(entry.write)].isUncertain : !entry.isUncertain
+    }
     private func shows(_ entry: Entry, _ value: UInt32) -> Bool {
         entry.write == value || (value == 0 && (entry.write == 0 || writes[Int(entry.write)].isZero))
     }

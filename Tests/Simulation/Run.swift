@@ -269,7 +269,11 @@ final class Run: @unchecked Sendable {  // as its world
             if !isCalm, world.nowNs > 3_000_000_000_000 || clients.allSatisfy({ $0.operations * 10 > operations * 9 }) {
                 calmDown()
             }
-            if isCalm, world.nowNs > calmAtNs + 600_000_000_000 { world.violate("no progress in 600 s without faults") }
+            if isCalm, world.nowNs > calmAtNs + 600_000_000_000 {
+                world.violate(
+                    "no progress in 600 s without faults: \(clients.map(\.state)), \(servers.map { $0?.state ?? "down" })"
+                )
+            }
         }
         if !isCalm { calmDown() }
         if world.violation == nil { finish() }

@@ -150,7 +150,7 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// The disk as it is after it was away: what the session must find, or what a loss may have left.
     private func verify(_ connection: SimConnection, _ before: UInt64) async -> Bool {
-        guard let seen = await read(model.touched, connection) else { return false }
+        guard let seen = await read(model.touched, connection), connection.server === server() else { return false }
         let now = world.nextTick()
         for write in abandoned { model.settle(write, at: before - 1) }
         abandoned = []
@@ -371,6 +371,9 @@ final class SimClient: @unchecked Sendable {  // as its world
         for connection in live { await connection.disconnect() }
         model.endSafePoint(safePoint, at: world.nextTick())
     }
+
+    /// What it waits for, for people.
+    var state: String { "\(disk): \(operations) operations, \(live.count) connections: \(live.map(\.waiting))" }
 
     func cutAll() { for connection in connections { connection.cut() } }
     func cutOne() { live.randomElement(using: &world.chance)?.cut() }

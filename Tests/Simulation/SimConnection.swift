@@ -130,6 +130,14 @@ final class SimConnection: DeviceClient, @unchecked Sendable {  // as its world
         }
     }
 
+    /// What was sent and not answered, for people.
+    var waiting: String {
+        order.map {
+            "\($0.kind) \($0.offset)+\($0.lengthBytes)\(submitted[ObjectIdentifier($0.device)] == nil ? "" : " (with the device)")"
+        }
+        .joined(separator: ", ")
+    }
+
     // MARK: The server's end
 
     private func reset() {

@@ -83,6 +83,11 @@ final class SimServer: @unchecked Sendable {  // as its world
         }
     }
 
+    /// How full it is, for people.
+    var state: String {
+        "\(id): \(context.arena.inUse) of \(context.arena.capacity) frames, \(context.journals.usedBytes) bytes of journals"
+    }
+
     /// A scratch disk whose completions take their time and come back to the loop that asked.
     static func makeDeliver(_ world: World) -> MemoryScratch.Deliver {
         { work in

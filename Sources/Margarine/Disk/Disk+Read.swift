@@ -16,9 +16,17 @@ enum Missing {
     case page(UInt32)
 }
 
-/// Dirty pages read back from the journal. A journal location names the same bytes for ever.
+/// What was brought near for one request and may leave the caches again before it is used: dirty pages read back from the
+/// journal, and slices. A journal location, and a slice's key, names the same bytes for ever.
 struct JournalPages {
     private var pages: [JournalLocation: [UInt8]] = [:]
+    private var slices: [SliceKey: [UInt8]] = [:]
+    func copy(_ key: SliceKey?, from: Int, count: Int, into: UnsafeMutableRawPointer) -> Bool {
+        guard let key, let slice = slices[key] else { return false }
+        slice.withUnsafeBytes { into.copyMemory(from: $0.baseAddress! + from, byteCount: count) }
+        return true
+    }
+    mutating func add(_ key: SliceKey, _ bytes: [UInt8]) { slices[key] = bytes }
     func copy(_ location: JournalLocation, from: Int, count: Int, into: UnsafeMutableRawPointer) -> Bool {
         guard let page = pages[location] else { return false }
         page.withUnsafeBytes { into.copyMemory(from: $0.baseAddress! + from, byteCount: count) }
@@ -163,7 +171,9 @@ extension Disk {
             case .notLoaded: return .manifest(block)
             case .entry(nil): memset(run.target, 0, run.count)
             case .entry(let entry?):
-                if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target) {
+                if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target),
+                    journaled?.copy(entry.key(slice), from: start, count: run.count, into: run.target) != true
+                {
                     return .slice(entry, slice)
                 }
             }

@@ -16,9 +16,11 @@ extension Disk {
     }
 
     /// The bytes up to now are consistent: freezes the active layer (O(1), or O(what it touched) where one waits already).
+    /// One without changes makes a generation only to free the journal of records that mark what became of sessions.
     func markSafePoint(_ kind: GenerationKind) {
         lastSafePointNs = nowNs
-        if active.isEmpty { return }
+        let frees = kind == .journalFull && journal.lastSequence > head.journalSequence
+        if active.isEmpty, !frees { return }
         safePoints += 1
         let sequence = journal.mark(.safePoint, kind.journalNumber)
         journal.rotateIfFilling()

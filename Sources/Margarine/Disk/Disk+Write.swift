@@ -103,7 +103,14 @@ extension Disk {
         case .manifest(let block): try await manifest.load(block)
         case .slice(let entry, let slice):
             let present = journaled
-            return try await context.withSlice(entry, slice) { _ in attempt(present) }
+            // A write that ends in two slices needs both at once, and a small cache may never hold both.
+            let kept: [UInt8]? = try await context.withSlice(entry, slice) {
+                attempt(present) ? nil : Array(UnsafeRawBufferPointer(start: $0, count: Geometry.sliceBytes))
+            }
+            guard let kept else { return true }
+            var have = journaled ?? JournalPages()
+            have.add(entry.key(slice)!, kept)
+            journaled = have
         case .page(let slot):
             var have = journaled ?? JournalPages()
             for piece in journal.pieces(of: [slot]) { have.add(piece.location(0), try await journal.read(piece)) }
