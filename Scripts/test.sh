@@ -19,6 +19,13 @@ stage_deps() { Scripts/install-deps.sh build test; }
 stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1; }
 stage_format() { swift format lint --strict --recursive Sources Tests Package.swift; }
 stage_unit() { swift test "${flags[@]}" --skip-build 2>&1; }
+stage_fuzz() {
+  find "$(dirname "$(readlink -f "$(command -v swiftc)")")/../lib" -name 'libclang_rt.fuzzer-*' | grep -q . || { echo "this toolchain has no libFuzzer"; return 77; }
+  Scripts/fuzz.sh --seconds "${FUZZ_SECONDS:-10}"
+}
+# Some ten minutes each with their builds: for those who ask for them. The fuzzer is built with Address Sanitizer anyway.
+stage_address() { Scripts/sanitize.sh address; }
+stage_thread() { Scripts/sanitize.sh thread; }
 stage_cli() { Tests/cli/run.sh; }
 stage_nbd() { run_if_there Tests/nbd/run.py /usr/bin/python3; }
 stage_servers() { run_if_there Tests/servers/run.sh bash; }
@@ -33,7 +40,7 @@ stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
 stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
-all=(deps build format unit cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
+all=(deps build format unit fuzz cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }
@@ -48,7 +55,8 @@ if [ "${1:-}" = --in-this-process ]; then
   "stage_$2"
   exit
 fi
-if [ "${1:-}" = --list ]; then printf '%s\n' "${all[@]}"; exit 0; fi
+known=("${all[@]}" address thread)
+if [ "${1:-}" = --list ]; then printf '%s\n' "${known[@]}"; exit 0; fi
 stages=("$@")
 if [ $# = 0 ]; then
   for stage in "${all[@]}"; do
@@ -59,7 +67,7 @@ elif [[ " $* " != *" build "* ]] && [ "$*" != deps ] && [ "$*" != format ]; then
   stages=(build "$@")
 fi
 for stage in "${stages[@]}"; do
-  [[ " ${all[*]} " == *" $stage "* ]] || { echo "test.sh: unknown stage '$stage'; known are ${all[*]}" >&2; exit 64; }
+  [[ " ${known[*]} " == *" $stage "* ]] || { echo "test.sh: unknown stage '$stage'; known are ${known[*]}" >&2; exit 64; }
 done
 find_swift
 
