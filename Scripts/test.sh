@@ -16,9 +16,11 @@ form=(--quick)
 [ -z "${LONG:-}" ] || form=()
 
 stage_deps() { Scripts/install-deps.sh build test; }
-stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1; }
+stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1 && swift build "${flags[@]}" --product simulate 2>&1; }
 stage_format() { swift format lint --strict --recursive Sources Tests Package.swift; }
 stage_unit() { swift test "${flags[@]}" --skip-build 2>&1; }
+# The same seeds each time: a run of CI fails for what changed. Scripts/simulate.sh takes fresh ones.
+stage_simulate() { Scripts/simulate.sh --corpus && Scripts/simulate.sh --seed 1 --runs 80; }
 stage_cli() { Tests/cli/run.sh; }
 stage_nbd() { run_if_there Tests/nbd/run.py /usr/bin/python3; }
 stage_servers() { run_if_there Tests/servers/run.sh bash; }
@@ -40,7 +42,7 @@ stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
 stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
-all=(deps build format unit cli nbd servers clients deadwrite ownership crash btrfs outage scale chaos crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
+all=(deps build format unit simulate cli nbd servers clients deadwrite ownership crash btrfs outage scale chaos crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }
