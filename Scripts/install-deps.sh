@@ -1,7 +1,8 @@
 #!/bin/bash
-# Installs Debian packages: Scripts/install-deps.sh [build] [run] [test] [ceph]   (default: build)
+# Installs Debian packages: Scripts/install-deps.sh [build] [run] [test] [chaos] [ceph]   (default: build)
 #   build  what the build links against    run   what the printed lines of Scripts/run.sh attach with
-#   test   what Scripts/test.sh drives     ceph  Ceph's object gateway, for the tests against it
+#   test   what Scripts/test.sh drives     chaos  what Scripts/chaos-tcpkill.sh needs beside that
+#   ceph   Ceph's object gateway, for the tests against it
 # Only what is missing is installed; as root, or by sudo. Prints nothing where nothing is missing.
 set -eu
 build="binutils gcc libc6-dev libstdc++-12-dev git ca-certificates tzdata libxml2 libncurses6 libedit2 libpython3.11 pkg-config
@@ -9,13 +10,14 @@ build="binutils gcc libc6-dev libstdc++-12-dev git ca-certificates tzdata libxml
 run="nbd-client libnbd-bin fuse3 btrfs-progs qemu-utils"
 test="python3 nbdkit nbd-client nbd-server libnbd-bin libnbd-dev python3-libnbd qemu-utils fio btrfs-progs e2fsprogs
   fuse3 sqlite3 curl openssl procps iproute2 groff man-db"
+chaos="python3 dsniff qemu-system-x86 busybox-static kmod cpio nbd-client libnbd-bin btrfs-progs fuse3 iproute2 util-linux procps"
 ceph="ceph-mon ceph-osd radosgw ceph-common curl openssl"
 
 wanted=
 for group in "${@:-build}"; do
   case $group in
-    build | run | test | ceph) wanted="$wanted ${!group}" ;;
-    *) echo "usage: Scripts/install-deps.sh [build] [run] [test] [ceph]" >&2; exit 64 ;;
+    build | run | test | chaos | ceph) wanted="$wanted ${!group}" ;;
+    *) echo "usage: Scripts/install-deps.sh [build] [run] [test] [chaos] [ceph]" >&2; exit 64 ;;
   esac
 done
 missing=()

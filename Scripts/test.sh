@@ -16,7 +16,7 @@ form=(--quick)
 [ -z "${LONG:-}" ] || form=()
 
 stage_deps() { Scripts/install-deps.sh build test; }
-stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1; }
+stage_build() { swift build "${flags[@]}" --build-tests 2>&1 && swift build "${flags[@]}" --product margined 2>&1 && swift build "${flags[@]}" --product simulate 2>&1; }
 stage_format() { swift format lint --strict --recursive Sources Tests Package.swift; }
 stage_unit() { swift test "${flags[@]}" --skip-build 2>&1; }
 stage_fuzz() {
@@ -26,6 +26,8 @@ stage_fuzz() {
 # Some ten minutes each with their builds: for those who ask for them. The fuzzer is built with Address Sanitizer anyway.
 stage_address() { Scripts/sanitize.sh address; }
 stage_thread() { Scripts/sanitize.sh thread; }
+# The same seeds each time: a run of CI fails for what changed. Scripts/simulate.sh takes fresh ones.
+stage_simulate() { Scripts/simulate.sh --corpus && Scripts/simulate.sh --seed 1 --runs 80; }
 stage_cli() { Tests/cli/run.sh; }
 stage_nbd() { run_if_there Tests/nbd/run.py /usr/bin/python3; }
 stage_servers() { run_if_there Tests/servers/run.sh bash; }
@@ -36,11 +38,18 @@ stage_crash() { bed crash file; }
 stage_btrfs() { bed btrfs file; }
 stage_outage() { bed outage s3check; }
 stage_scale() { bed scale file; }
+stage_chaos() {
+  Scripts/chaos-tcpkill.sh --host ${form[@]+"${form[@]}"} || return
+  local status=0
+  Scripts/chaos-tcpkill.sh --guest ${form[@]+"${form[@]}"} || status=$?
+  # The host's half has been tested where no guest can be had.
+  [ $status = 77 ] || return $status
+}
 stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
 stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
-all=(deps build format unit fuzz cli nbd servers clients deadwrite ownership crash btrfs outage scale crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
+all=(deps build format unit simulate fuzz cli nbd servers clients deadwrite ownership crash btrfs outage scale chaos crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }

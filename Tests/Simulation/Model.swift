@@ -129,8 +129,8 @@ final class Model {
     func observe(_ seen: [UInt32: UInt32], at tick: UInt64) {
         for (granule, write) in seen {
             // One that was never acknowledged may still be lost again.
-            let isCertain = !writes[Int(write)].isUncertain
-            history[granule]!.append(Entry(start: tick, end: tick, write: write, isUncertain: !isCertain))
+            let isUncertain = history[granule]!.contains { shows($0, write) && !isCertain($0) }
+            history[granule]!.append(Entry(start: tick, end: tick, write: write, isUncertain: isUncertain))
         }
     }
 

@@ -130,6 +130,9 @@ public final class Daemon: StatusSource {
         disk.journalLimitBytes = settings.journalPerDiskBytes
         disk.requestTimeoutMs = settings.readTimeoutMs
         disk.uploadParallelism = settings.uploads
+        #if MARGARINE_FAULTS
+            disk.fault = Fault.ofEnvironment(log)
+        #endif
         return disk
     }
 

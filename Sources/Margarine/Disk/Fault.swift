@@ -33,3 +33,23 @@ package enum Fault: String, Sendable, CaseIterable {
     /// Read: pages that a commit is working on are not looked at.
     case committingLayerNotRead
 }
+
+#if MARGARINE_FAULTS
+    internal import Glibc
+    package import Logging
+
+    // For Scripts/chaos-tcpkill.sh --break: a daemon whose rule is broken. No build for users defines MARGARINE_FAULTS.
+    extension Fault {
+        /// The rule that the variable MARGARINE_FAULT names; said loudly. A name that is none ends the process.
+        package static func ofEnvironment(_ log: Logger) -> Fault? {
+            guard let text = getenv("MARGARINE_FAULT").map({ String(cString: $0) }), !text.isEmpty else { return nil }
+            guard let fault = Fault(rawValue: text) else {
+                log.critical(
+                    "MARGARINE_FAULT: no rule '\(text)'; known are \(allCases.map(\.rawValue).joined(separator: ", "))")
+                exit(64)
+            }
+            log.critical("this build breaks the rule '\(text)' on purpose: data will be lost")
+            return fault
+        }
+    }
+#endif

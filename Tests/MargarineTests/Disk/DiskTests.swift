@@ -250,9 +250,9 @@ import Testing
                 #expect(bed.context.journals.usedBytes <= limit)
             }
         }
-        // Under its own limit, never flushed, and then left alone: it is the one that has to give.
+        // Under their own limits, never flushed, and then left alone: the larger one at least has to give.
         try await fill(clients[0], 6 << 20, seed: 1)
-        try await fill(clients[1], 1 << 20, seed: 2)
+        try await fill(clients[1], 5 << 20, seed: 2)
         for round in 0..<4 { try await fill(clients[2], 8 << 20, seed: 3 + UInt64(round)) }
         try await bed.waitForGeneration(1, "idle")
         #expect(try await clients[0].read(256 << 10, at: 5 << 20) == pattern(256 << 10, 1 + 5 << 20))
@@ -304,7 +304,8 @@ import Testing
         try await bed.waitForGeneration(1)
         let before = bed.environment.nowNs
         try await client.zero(0..<2 << 40, trim: true)
-        #expect(bed.environment.nowNs - before < 1_000_000_000)
+        // Page by page it would be minutes.
+        #expect(bed.environment.nowNs - before < 10_000_000_000)
         #expect(try await client.read(8192, at: 1 << 40) == [UInt8](repeating: 0, count: 8192))
         let extents = await client.run(.blockStatus, offset: 0, length: 1 << 30).extents
         #expect(extents == [Extent(lengthBytes: 1 << 30, isHole: true, isZero: true)])
