@@ -98,6 +98,9 @@ package enum ConfigFile {
     private static func checkHeaders(_ text: String, named path: String) throws {
         func isSpace(_ scalar: Unicode.Scalar) -> Bool { scalar.properties.isWhitespace || scalar == "\u{feff}" }
         for (index, line) in text.unicodeScalars.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+            if hasHalfATime(line) {
+                throw ConfigError("\(path):\(index + 1): a date without its time; no key takes one")
+            }
             var rest = line.drop(while: isSpace)
             guard rest.first == "[" else { continue }
             rest = rest.dropFirst().drop { $0 == " " || $0 == "\t" }
@@ -106,6 +109,35 @@ package enum ConfigFile {
                 first.properties.isAlphabetic || "0123456789_-\"']".unicodeScalars.contains(first)
             else { throw ConfigError("\(path):\(index + 1): no name behind '[': a table begins with [NAME]") }
         }
+    }
+
+    /// It also ends the process at `1979-05-27T` without a digit behind it. Quoted text and comments may have that.
+    private static func hasHalfATime(_ line: Substring.UnicodeScalarView) -> Bool {
+        var quote: Unicode.Scalar?
+        var isEscaped = false
+        // How much of `-00-00T` came.
+        var matched = 0
+        for scalar in line {
+            let isDigit = scalar >= "0" && scalar <= "9"
+            if matched == 7 {
+                if !isDigit { return true }
+                matched = 0
+            }
+            if let open = quote {
+                if !isEscaped, scalar == open { quote = nil }
+                isEscaped = !isEscaped && open == "\"" && scalar == "\\"
+                continue
+            }
+            if scalar == "#" { return false }
+            if scalar == "\"" || scalar == "'" { quote = scalar }
+            switch matched {
+            case 1, 2, 4, 5: matched = isDigit ? matched + 1 : scalar == "-" ? 1 : 0
+            case 3: matched = scalar == "-" ? 4 : 0
+            case 6: matched = scalar == "T" || scalar == "t" || scalar == " " ? 7 : scalar == "-" ? 1 : 0
+            default: matched = scalar == "-" ? 1 : 0
+            }
+        }
+        return matched == 7
     }
 
     private static func entries(_ table: TOMLTable) -> [(String, TOMLValue)] {

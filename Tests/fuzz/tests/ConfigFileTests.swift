@@ -24,4 +24,13 @@ import Testing
         "[serve]", " [ serve ]", "['serve']", "[ \"serve\" ] # x", "[serve]\r\nloops = 1\r\n", "[new-disk]",
     ])
     func aHeaderWithAName(_ text: String) { #expect(complaint(text) == nil) }
+
+    @Test(arguments: ["x = 1979-05-27Tx", "x = 1979-05-27T", "x = [1, 1979-05-27 G]", "x = 1979-05-27tz # y"])
+    func aDateWithoutItsTime(_ text: String) {
+        #expect(complaint("\n" + text) == "f:2: a date without its time; no key takes one")
+    }
+
+    @Test func datesInTextAreText() {
+        #expect(complaint("# 2024-01-01 x\n[serve] # 2024-01-01T\nscratch = '/2024-01-01 x'\n") == nil)
+    }
 }
