@@ -35,6 +35,10 @@ def connect(host, port, export, timeout=10):
     s = socket.create_connection((host, port), timeout=timeout)
     try:
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A server whose reset was lost is found out by keep-alive: who only waits for replies sends nothing that it could refuse.
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 5)):
+            s.setsockopt(socket.IPPROTO_TCP, option, value)
         magic, option, flags = struct.unpack(">8s8sH", exactly(s, 18))
         if magic != b"NBDMAGIC" or option != IHAVEOPT:
             raise ConnectionError("not an NBD server")

@@ -153,8 +153,7 @@ struct DiskOpener {
     {
         do {
             return try await JournalReplay.run(
-                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch,
-                fault: context.settings.fault)
+                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch)
         } catch {
             throw AttachError(
                 .unavailable,

@@ -8,8 +8,6 @@ package enum Fault: String, Sendable, CaseIterable {
     case acknowledgedBeforeAppend
     /// BlockCache: a slice is not held against its checksum. Set for all loaders of the process: `trustsStoredBytes`.
     case unverifiedSlice
-    /// JournalReplay: records are taken though their data does not match.
-    case tornRecordReplayed
     /// Commit: the journal is freed before the head names the generation.
     case journalFreedEarly
     /// Commit: what was written since the safe point goes into the generation too.

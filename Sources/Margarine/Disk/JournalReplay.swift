@@ -38,15 +38,12 @@ struct JournalReplay {
     private var windowOffset: UInt64 = 0
     private var maxSynced: UInt64 = 0
     private var expected: UInt64?
-    private var fault: Fault?
 
     /// Replays `folder` over a generation that contains everything up to sequence `base`.
     static func run(
-        folder: String, diskID: ObjectID, base: UInt64, pages: DirtyPages, scratch: any ScratchDisk,
-        fault: Fault? = nil
+        folder: String, diskID: ObjectID, base: UInt64, pages: DirtyPages, scratch: any ScratchDisk
     ) async throws -> ReplayedJournal {
         var replay = JournalReplay(folder: folder, diskID: diskID, base: base, pages: pages, scratch: scratch)
-        replay.fault = fault
         try await replay.readAll()
         return replay.result
     }
@@ -231,10 +228,9 @@ struct JournalReplay {
                 let sum = UInt32(
                     littleEndian: p.loadUnaligned(
                         fromByteOffset: JournalFormat.recordHeaderBytes + i * 4, as: UInt32.self))
-                guard
-                    JournalFormat.pageSum(p.baseAddress! + headBytes + i * Geometry.pageBytes) == sum
-                        || fault == .tornRecordReplayed
-                else { return nil }
+                guard JournalFormat.pageSum(p.baseAddress! + headBytes + i * Geometry.pageBytes) == sum else {
+                    return nil
+                }
                 sums.append(sum)
             }
             return sums
