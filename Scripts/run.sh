@@ -35,7 +35,7 @@ The disk 'demo' is served. Attach it with one of these, as root, in another term
     ... and when done: nbd-client -d /dev/nbd0
 
   nbdfuse and a loop device (needs no kernel module of its own):
-    mkdir -p /tmp/demo && nbdfuse /tmp/demo/nbd --unix $socket --export demo &
+    mkdir -p /tmp/demo && nbdfuse /tmp/demo/nbd 'nbd+unix:///demo?socket=$socket' &
     losetup -f --show /tmp/demo/nbd
     ... and when done: losetup -d /dev/loopN && umount /tmp/demo
 

@@ -150,7 +150,6 @@ final class Run: @unchecked Sendable {  // as its world
                 guard let server = servers.first(where: { $0?.id == id }), server != nil else { return false }
                 return !world.chance.one(in: 20)
             })
-        disks[machine].rebooted = false
         world.note("m\(machine) starts\(rebooted ? " after a loss of power" : "")")
     }
 
@@ -168,7 +167,7 @@ final class Run: @unchecked Sendable {  // as its world
             wipes[machine] += 1
         }
         left.writesInline = world.chance.one(in: 2)
-        disks[machine] = (left, disks[machine].rebooted || loss == .power)
+        disks[machine] = (left, loss == .power || (disks[machine].rebooted && !server.hasRecovered))
         for (number, client) in clients.enumerated() where home[number] == machine { client.happened(loss) }
     }
 

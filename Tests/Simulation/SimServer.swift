@@ -32,6 +32,8 @@ final class SimServer: @unchecked Sendable {  // as its world
     let files: BlockFiles
     let loop: Loop
     private(set) var isAlive = true
+    /// All that was its own has been looked at since it started.
+    private(set) var hasRecovered = false
     var connections: [SimConnection] = []
 
     init(
@@ -75,7 +77,7 @@ final class SimServer: @unchecked Sendable {  // as its world
             isAlive: { other in other != server && isAlive(other) ? "it runs" : nil })
         loop.run { [self] in
             await files.start()
-            await manager.recover()
+            hasRecovered = await manager.recover()
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
                 await manager.checkOwnership()

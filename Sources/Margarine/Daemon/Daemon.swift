@@ -98,8 +98,7 @@ public final class Daemon: StatusSource {
         state.withLock { $0.parts = parts }
 
         await files.start()
-        await disks.recover()
-        ServerFiles.noteBoot(in: settings.scratch)
+        if await disks.recover() { ServerFiles.noteBoot(in: settings.scratch) }
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
         door.run { [weak self] in await self?.beat(parts) }

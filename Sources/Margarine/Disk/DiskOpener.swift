@@ -67,9 +67,10 @@ struct DiskOpener {
         var replayed: ReplayedJournal?
         var survives = isMine
         if isMine {
+            // After a power loss what no safe point covers may have holes: nobody can go on from it. A folder that has not
+            // even the mark of the attachment has lost it that way, at whatever start.
+            survives = !server.hasRebooted && Journal.isLeft(in: folder, context.scratch)
             replayed = try await replay(folder, head, pages)
-            // After a power loss what no safe point covers may have holes: nobody can go on from it.
-            survives = !server.hasRebooted
         } else {
             // Before the head says that the disk is ours: from then on a journal in this folder would be taken for good.
             try await setAside(folder)
