@@ -17,7 +17,7 @@ extension Disk {
     /// Decides whether a client may attach, and makes it part of the running session or the first of a new one.
     func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission {
         // A named session finds what it was told, or is refused.
-        if !isLive, session == nil || name == nil { try await confirmOwnership() }
+        if session == nil || name == nil { try await confirmOwnership() }
         if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
         if isDraining { throw AttachError(.shutdown, "the server is shutting down") }
         if let name, lostSessions.contains(name) {
