@@ -78,9 +78,14 @@ import Testing
                 """
             try #require(system("LOCKS='\(path)/.locks' python3 -c '\(script)' &") == 0)
             for _ in 0..<500 where access(path + "/held", F_OK) != 0 { try await Task.sleep(nanoseconds: 10_000_000) }
-            let started = ContinuousClock.now
-            #expect(try await bucket.get("head", range: nil).bytes == [1])
-            #expect(ContinuousClock.now - started < .seconds(10), "reading needs no lock")
+            // The best of some: what else the machine does is not the lock's.
+            var best = Duration.seconds(100)
+            for _ in 0..<5 {
+                let started = ContinuousClock.now
+                #expect(try await bucket.get("head", range: nil).bytes == [1])
+                best = min(best, ContinuousClock.now - started)
+            }
+            #expect(best < .seconds(1), "reading needs no lock")
             let changed = Task { try await bucket.put("head", [2], if: .matches(tag)) }
             try await Task.sleep(nanoseconds: 300_000_000)
             #expect(try await bucket.get("head", range: nil).bytes == [1])
