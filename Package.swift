@@ -113,7 +113,7 @@ let package = Package(
         .executableTarget(
             name: "simulate",
             dependencies: [
-                "Margarine", "BlockCache", "ObjectStore", "Runtime",
+                "Margarine", "BlockCache", "ObjectStore", "Runtime", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

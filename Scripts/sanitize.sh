@@ -56,6 +56,12 @@ for kind in "${kinds[@]}"; do
   flags=(-c release -Xswiftc -enable-testing -Xswiftc -use-ld=lld --sanitize="$kind" --build-path "$path")
   build() { swift build "${flags[@]}" --build-tests && swift build "${flags[@]}" --product margined && swift build "${flags[@]}" --product nbdbench-server; }
   step "$kind-build" build || continue
+  # What Thread Sanitizer cannot see by itself.
+  preload=
+  if [ "$kind" = thread ]; then
+    preload=$logs/thread.so
+    "$(dirname "$(readlink -f "$(command -v swift)")")/clang" -Wall -Werror -O1 -fPIC -shared -o "$preload" Tests/sanitizers/thread.c || exit 1
+  fi
   for part in unit nbd; do
     name=$kind-$part
     common=log_path=$logs/$name.report:exitcode=66
@@ -66,8 +72,8 @@ for kind in "${kinds[@]}"; do
     # What is slow under a sanitizer is not broken: tests that wait for something wait longer. And its memory is its own.
     export MARGARINE_PATIENCE=6 SANITIZED=$kind
     case $part in
-      unit) step "$name" "$root/$path/release/margarinePackageTests.xctest" --testing-library swift-testing ${filter[@]+"${filter[@]}"} ;;
-      nbd) [ ${#filter[@]} != 0 ] || MARGINED=$root/$path/release/margined NBD_BUILD=$root/$path/release step "$name" /usr/bin/python3 Tests/nbd/run.py ;;
+      unit) LD_PRELOAD=$preload step "$name" "$root/$path/release/margarinePackageTests.xctest" --testing-library swift-testing ${filter[@]+"${filter[@]}"} ;;
+      nbd) [ ${#filter[@]} != 0 ] || LD_PRELOAD=$preload MARGINED=$root/$path/release/margined NBD_BUILD=$root/$path/release step "$name" /usr/bin/python3 Tests/nbd/run.py ;;
     esac
   done
 done

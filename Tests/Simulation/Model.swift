@@ -21,6 +21,7 @@ enum Pattern {
 
     /// The write that a granule shows: 0 for zeroes; nil: no write put these bytes here.
     static func write(_ bytes: UnsafeRawPointer, granule: UInt32) -> UInt32? {
+        if granule == SuperBlockPattern.granules.lowerBound, let write = SuperBlockPattern.write(bytes) { return write }
         let first = bytes.loadUnaligned(as: UInt64.self)
         if first != 0, UInt32(truncatingIfNeeded: first) != granule { return nil }
         for i in 1..<granuleBytes / 8 {
@@ -90,7 +91,8 @@ final class Model {
         var isUncertain = false
     }
     private var history: [UInt32: [Entry]] = [:]
-    let sizeBytes: UInt64
+    /// As the client knows it.
+    var sizeBytes: UInt64
 
     /// Instants at which the disk was consistent, by the rule of the run.
     private(set) var safePoints: [(start: UInt64, end: UInt64)] = [(0, 0)]
@@ -122,6 +124,10 @@ final class Model {
         return safePoints.count - 1
     }
     func endSafePoint(_ place: Int, at tick: UInt64) { safePoints[place].end = tick }
+    /// It was never answered, and can't be taken up after `tick` any more.
+    func settleSafePoint(_ place: Int, at tick: UInt64) {
+        if safePoints[place].end == .max { safePoints[place].end = tick }
+    }
     /// The disk as it is at `tick` is what a safe point left of it.
     func addSafePoint(at tick: UInt64) { safePoints.append((tick, tick)) }
 

@@ -79,9 +79,9 @@ final class Run: @unchecked Sendable {  // as its world
     }
 
     private func addClient(_ number: Int, _ isTight: Bool) {
-        let size: UInt64 = world.chance.one(in: 2) ? 40 << 20 : (33 << 20) + 4096
+        let size = DiskShape.sizes.randomElement(using: &world.chance)!
         var options = DiskOptions()
-        options.safePoints = .flush
+        options.safePoints = SafePointRule.allCases.randomElement(using: &world.chance)!
         options.durability = Durability.allCases.randomElement(using: &world.chance)!
         options.resumeWindowMs = [0, 300, 60_000].randomElement(using: &world.chance)!
         var client = SimClient.Shape()
@@ -90,15 +90,19 @@ final class Run: @unchecked Sendable {  // as its world
         client.durability = options.durability
         client.anyInstant = isTight
         client.isNamed = !world.chance.one(in: 5)
+        client.rule = options.safePoints
+        client.isResized = world.chance.one(in: 3)
         let name = "d\(number)"
         home.append(world.chance.below(2))
         clients.append(
             SimClient(
                 world, disk: name, sizeBytes: size, shape: client, operationLimit: operations,
                 server: { [unowned self] in servers[home[number]] }))
+        clients[number].resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
         let head = Head(
             diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
             options: options, createdAtMs: 0)
+        heads[name] = head
         store.net.run { [store] in _ = try? await store.memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
         world.note("disk \(name): \(options.durability), window \(options.resumeWindowMs) ms, \(client)")
     }
@@ -118,9 +122,22 @@ final class Run: @unchecked Sendable {  // as its world
                 world.violate("\(sender) moved the head of \(name) back")
             }
             if next.epoch == last.epoch, let owner = last.owner, owner.server != sender {
-                world.violate("\(sender) wrote under the epoch of \(owner.server)")
+                // To make a disk larger is all that anybody may do.
+                var larger = last
+                larger.sizeBytes = max(next.sizeBytes, last.sizeBytes)
+                larger.nonce = next.nonce
+                if sender != Self.operatorName || next != larger {
+                    world.violate("\(sender) wrote under the epoch of \(owner.server)")
+                }
             }
-            if next.generation > last.generation, next.epoch != last.epoch || next.record?.epoch != next.epoch {
+            if next.sizeBytes != last.sizeBytes {
+                if sender != Self.operatorName { world.violate("\(sender) changed the size of \(name)") }
+                clients.first { $0.disk == name }?.sizeChanged(
+                    from: last.sizeBytes, to: next.sizeBytes, epoch: next.epoch)
+            }
+            if next.record?.kind != .resized, next.generation > last.generation,
+                next.epoch != last.epoch || next.record?.epoch != next.epoch
+            {
                 world.violate("\(sender) made a generation of \(name) and an epoch at once")
             }
         }
@@ -134,6 +151,40 @@ final class Run: @unchecked Sendable {  // as its world
                     client.committed(
                         seen, generation: record.generation, anyInstant: record.kind == .journalFull, at: tick)
                 }
+            }
+        }
+    }
+
+    // MARK: Whoever looks after the disks
+
+    private static let operatorName = "operator"
+
+    private func catalog() async throws(CatalogError) -> Catalog {
+        let environment = SimEnvironment(world, world.makeClock(Self.operatorName))
+        let bucket = SimBucket(world, store, sender: Self.operatorName)
+        bucket.faults.loseAnswer = 20
+        bucket.faults.failBefore = 20
+        let retrying = RetryingBucket(bucket, environment: environment, policy: RetryPolicy())
+        return Catalog(try await Store.open(bucket: retrying, environment: environment), process: { _ in .gone })
+    }
+
+    private func resize(_ disk: String, to sizeBytes: UInt64, force: Bool) async {
+        do throws(CatalogError) {
+            _ = try await catalog().resize(disk, to: sizeBytes, shrink: true, force: force)
+            world.note("\(disk) has \(sizeBytes) bytes")
+        } catch {
+            world.note("\(disk) can't have \(sizeBytes) bytes: \(error.kind)")
+        }
+    }
+
+    private func grow(_ client: SimClient) {
+        guard client.shape.isResized, let now = heads[client.disk]?.sizeBytes,
+            let size = DiskShape.sizes.filter({ $0 > now }).randomElement(using: &world.chance)
+        else { return }
+        count("growth of a disk")
+        store.net.run { [self] in
+            do throws(CatalogError) { _ = try await catalog().resize(client.disk, to: size) } catch {
+                world.note("\(client.disk) can't grow: \(error.kind)")
             }
         }
     }
@@ -193,7 +244,8 @@ final class Run: @unchecked Sendable {  // as its world
         case 32..<46: restart(machine, .window, "kill")
         case 46..<56: restart(machine, .power, "loss of power")
         case 56..<60: restart(machine, .scratch, "loss of the scratch disk")
-        case 60..<68: move(world.chance.below(clients.count))
+        case 60..<66: move(world.chance.below(clients.count))
+        case 66..<68: grow(client)
         case 68..<74:
             guard let server = servers[machine], !server.bucket.faults.isDown else { return }
             count("outage of the store")
@@ -332,9 +384,11 @@ final class Run: @unchecked Sendable {  // as its world
 
     private func isCommitted(_ client: SimClient) -> Bool {
         guard let head = heads[client.disk], head.owner == nil, head.session == nil else { return false }
-        var seen = Dictionary(uniqueKeysWithValues: client.model.touched.map { ($0, UInt32(0)) })
+        let end = UInt32(client.model.sizeBytes / UInt64(Pattern.granuleBytes))
+        let touched = client.model.touched.filter { $0 < end }
+        var seen = Dictionary(uniqueKeysWithValues: touched.map { ($0, UInt32(0)) })
         if let record = head.record {
-            guard case .success(let stored) = observer.read(record, client.model.touched) else { return false }
+            guard case .success(let stored) = observer.read(record, touched) else { return false }
             seen = stored
         }
         let now = world.tick

@@ -16,6 +16,11 @@ enum Loss: Int, Comparable {
     static func < (a: Loss, b: Loss) -> Bool { a.rawValue < b.rawValue }
 }
 
+enum DiskShape {
+    /// Sizes that end within a slice, a block and a page.
+    static let sizes: [UInt64] = [(33 << 20) + 4096, 36 << 20, 40 << 20, (44 << 20) + 512]
+}
+
 final class SimClient: @unchecked Sendable {  // as its world
     struct Shape {
         var workers = 4
@@ -24,6 +29,9 @@ final class SimClient: @unchecked Sendable {  // as its world
         /// Safe points may come at any instant, when a journal is full.
         var anyInstant = false
         var isNamed = true
+        var rule = SafePointRule.flush
+        /// The disk gets smaller and larger.
+        var isResized = false
     }
 
     let world: World
@@ -36,6 +44,12 @@ final class SimClient: @unchecked Sendable {  // as its world
     private(set) var connections: [SimConnection] = []
     private var sessionNumber = 1
     private var abandoned: [UInt32] = []
+    private var abandonedSafePoints: [Int] = []
+    /// Sizes that the disk had since the client was last told one.
+    private var sizes: Set<UInt64>
+    private var superGeneration: UInt64 = 1
+    /// One transaction of the file system is committed at a time.
+    private var isCommitting = false
     private var isAttaching = false
     private var paused = 0
     private(set) var busyWorkers = 0
@@ -46,7 +60,9 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     // What must have survived.
     private var loss = Loss.window
-    /// Everything acknowledged before this is flushed.
+    /// When the last acknowledged safe point began: a roll-back goes no further.
+    private var safeTo: UInt64 = 0
+    /// The same for the last one that is flushed as well.
     private var flushedTo: UInt64 = 0
     /// The same for the generation in the store.
     private(set) var committedTo: UInt64 = 0
@@ -61,6 +77,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         self.server = server
         self.operationLimit = operationLimit
         model = Model(sizeBytes: sizeBytes)
+        sizes = [sizeBytes]
         loop = world.makeClock("client-\(disk)").makeLoop("client-\(disk)")
     }
 
@@ -68,6 +85,34 @@ final class SimClient: @unchecked Sendable {  // as its world
         busyWorkers = shape.workers
         loop.run { [self] in await attachments() }
         for _ in 0..<shape.workers { loop.run { [self] in await work() } }
+    }
+
+    // MARK: Its size
+
+    /// The first granule behind an end that the disk had since it was last looked at: from here on it is zeroes.
+    private var cutFrom: UInt32?
+    /// A server that still has the disk of an earlier epoch was not told yet that it is smaller.
+    private var cutEpoch: UInt64 = 0
+    /// Changes the size of the disk, as its owner does: by force or not.
+    var resize: (UInt64, _ force: Bool) async -> Void = { _, _ in }
+
+    /// The head has another size.
+    func sizeChanged(from old: UInt64, to new: UInt64, epoch: UInt64) {
+        sizes.insert(new)
+        guard new < old else { return }
+        cutEpoch = epoch
+        cutFrom = min(cutFrom ?? .max, UInt32(new / UInt64(Pattern.granuleBytes)))
+        happened(.scratch)
+    }
+
+    /// What can be held against the model, and the granules that were cut off since, as they must be.
+    private func withoutCut(_ found: [UInt32: UInt32]) -> (seen: [UInt32: UInt32], cut: [UInt32: UInt32]) {
+        guard let cutFrom else { return (found, [:]) }
+        if let (granule, value) = found.first(where: { $0.key >= cutFrom && $0.value != 0 }) {
+            world.violate("granule \(granule) shows \(value), which lay behind an old end of the disk")
+        }
+        let cut = Dictionary(uniqueKeysWithValues: model.touched.filter { $0 >= cutFrom }.map { ($0, UInt32(0)) })
+        return (found.filter { $0.key < cutFrom }, cut)
     }
 
     func happened(_ loss: Loss) { self.loss = max(self.loss, loss) }
@@ -86,6 +131,11 @@ final class SimClient: @unchecked Sendable {  // as its world
             if busyWorkers == 0, !connections.isEmpty {
                 isAttached = true
                 return
+            }
+            if connections.isEmpty, shape.isResized, world.chance.one(in: 8) {
+                await quiesce()
+                await resize(DiskShape.sizes.randomElement(using: &world.chance)!, world.chance.one(in: 2))
+                paused = 0
             }
             if connections.count < shape.connections, connections.isEmpty || world.chance.one(in: 4) {
                 await attach()
@@ -111,13 +161,20 @@ final class SimClient: @unchecked Sendable {  // as its world
             if connection.isCut || isFirst != live.isEmpty || (isFirst && server !== self.server()) {
                 return connection.cut()
             }
+            // It goes on with sessions that it knows until it looks at the head; whoever cut the disk waits for that.
+            if let epoch = await server.epoch(of: disk), epoch < cutEpoch { return connection.cut() }
             attachments += 1
+            if !sizes.contains(connection.sizeBytes) {
+                world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")
+            }
             let before = world.nextTick()
             if isFirst, !(await verify(connection, before)) {
                 if !connection.isCut { connection.cut() }
                 return
             }
             world.note("attached \(export) at \(server.id)")
+            // A new size is known to those who attach after it; of one session's connections the smallest counts.
+            model.sizeBytes = isFirst ? connection.sizeBytes : min(model.sizeBytes, connection.sizeBytes)
             connections.append(connection)
         }
     }
@@ -150,15 +207,21 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// The disk as it is after it was away: what the session must find, or what a loss may have left.
     private func verify(_ connection: SimConnection, _ before: UInt64) async -> Bool {
-        guard let seen = await read(model.touched, connection), connection.server === server() else { return false }
+        let end = UInt32(connection.sizeBytes / UInt64(Pattern.granuleBytes))
+        let touched = model.touched
+        guard let found = await read(touched.filter { $0 < end }, connection), connection.server === server() else {
+            return false
+        }
         let now = world.nextTick()
-        for write in abandoned { model.settle(write, at: before - 1) }
-        abandoned = []
+        settle(at: before - 1)
+        let (seen, cut) = withoutCut(found)
         let lost = seen.sorted { $0.key < $1.key }.first { !model.mayShow($0.value, $0.key, from: before, to: now) }
         // A session that was declared lost leaves what its last safe point holds, and nothing else.
         let mustBeSafe = shape.isNamed && attachedSession != nil && attachedSession != session
+        // What was cut off is gone, also when the disk is larger again.
+        let whole = seen.merging(cut, uniquingKeysWith: { $1 })
         if lost == nil, !mustBeSafe {
-            model.observe(seen, at: now)
+            model.observe(whole, at: now)
             world.note("nothing was lost")
             isResumed()
             return true
@@ -171,7 +234,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
         let floor: UInt64
         switch (loss, shape.durability) {
-        case (.window, _): floor = max(flushedTo, rolledBackAt)
+        case (.window, _): floor = max(safeTo, rolledBackAt)
         case (.power, .scratch), (.power, .store), (.scratch, .store): floor = flushedTo
         case (.power, .memory), (.scratch, .scratch), (.scratch, .memory): floor = committedTo
         }
@@ -188,16 +251,26 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
         rollBacks += 1
         world.note("rolled back to \(instants.ranges.first!)")
-        model.observe(seen, at: now)
+        model.observe(whole, at: now)
         model.addSafePoint(at: now)
         rolledBackAt = now
         if instants.ranges.last!.upperBound < flushedTo { flushedTo = committedTo }
+        safeTo = flushedTo
         isResumed()
         return true
     }
 
+    /// Nothing of what was given up before `tick` can take effect any more.
+    private func settle(at tick: UInt64) {
+        for write in abandoned { model.settle(write, at: tick) }
+        for place in abandonedSafePoints { model.settleSafePoint(place, at: tick) }
+        abandoned = []
+        abandonedSafePoints = []
+    }
+
     private func isResumed() {
         loss = .window
+        cutFrom = nil
         attachedSession = session
     }
     /// Under which session the client was last served.
@@ -254,7 +327,12 @@ final class SimClient: @unchecked Sendable {  // as its world
         switch world.chance.below(100) {
         case 0..<55: await write(connection, .write)
         case 55..<80: await read(connection)
-        case 80..<88: await flush(connection)
+        case 80..<88:
+            if shape.rule == .flush || isCommitting || world.chance.one(in: 4) {
+                _ = await flush(connection)
+            } else {
+                await commitTransaction(connection)
+            }
         case 88..<94: await write(connection, .trim)
         default: await write(connection, .writeZeroes)
         }
@@ -263,7 +341,9 @@ final class SimClient: @unchecked Sendable {  // as its world
     /// Some granules, mostly where others are too, and where slices, blocks and the disk end.
     private func pick(pagesOnly: Bool) -> Range<UInt32> {
         let size = UInt32(model.sizeBytes / 256)
-        let zones: [UInt32] = [0, 2048 - 64, 65_536 - 96, 65_536 * 2 - 32, size - 256, 5000]
+        // A file system leaves its super block to its commits.
+        let first = shape.rule == .flush ? 0 : SuperBlockPattern.granules.upperBound
+        let zones: [UInt32] = [first, 2048 - 64, 65_536 - 96, 65_536 * 2 - 32, size - 256, 5000]
         var count: Int
         switch world.chance.below(20) {
         case 0..<7: count = 1 + world.chance.below(16)
@@ -276,8 +356,10 @@ final class SimClient: @unchecked Sendable {  // as its world
             start &= ~15
             count = max(16, count & ~15)
         }
-        start = min(start, size - 16)
-        return start..<min(size, start + UInt32(count))
+        // Of a page that the end of the disk cuts, trimming may leave the part.
+        let end = pagesOnly ? size & ~15 : size
+        start = min(start, end - 16)
+        return start..<min(end, start + UInt32(count))
     }
 
     private func write(_ connection: SimConnection, _ kind: DeviceRequest.Kind) async {
@@ -295,33 +377,72 @@ final class SimClient: @unchecked Sendable {  // as its world
                     granule: granule)
             }
         }
-        let safePoint = fua ? model.beginSafePoint(at: start) : nil
+        let safePoint = fua && shape.rule != .btrfs ? model.beginSafePoint(at: start) : nil
         let outcome = await connection.run(request)
-        let end = world.nextTick()
         world.note("\(kind) \(number) \(granules)\(fua ? " fua" : "") \(outcome)")
-        switch outcome {
-        case .done:
+        ended(number, safePoint, outcome)
+        if case .done = outcome, fua, shape.rule == .flush { reached(start, isFlushed: true) }
+    }
+
+    /// What came of a write, and of the safe point that it makes.
+    private func ended(_ number: UInt32, _ safePoint: Int?, _ outcome: SimRequest.Outcome) {
+        let end = world.nextTick()
+        if case .done = outcome {
             model.acknowledge(number, at: end)
-            if let safePoint {
-                model.endSafePoint(safePoint, at: end)
-                flushedTo = max(flushedTo, start)
-            }
-        case .failed, .cut:
+            if let safePoint { model.endSafePoint(safePoint, at: end) }
+        } else {
             // Neither done nor undone; the connection can't be trusted with an order after that.
             model.abandon(number)
             abandoned.append(number)
+            if let safePoint { abandonedSafePoints.append(safePoint) }
         }
     }
 
-    private func flush(_ connection: SimConnection) async {
+    /// A safe point that began at `tick` was acknowledged.
+    private func reached(_ tick: UInt64, isFlushed: Bool) {
+        safeTo = max(safeTo, tick)
+        if isFlushed { flushedTo = max(flushedTo, tick) }
+    }
+
+    private func flush(_ connection: SimConnection) async -> Bool {
         let start = world.nextTick()
-        let safePoint = model.beginSafePoint(at: start)
+        // Until there is a super block, `auto` takes flushes for safe points too.
+        let safePoint = shape.rule == .btrfs ? nil : model.beginSafePoint(at: start)
+        let safeBefore = shape.rule == .flush ? start : safeTo
         let outcome = await connection.run(SimRequest(.flush))
         world.note("flush \(outcome)")
-        if case .done = outcome {
-            model.endSafePoint(safePoint, at: world.nextTick())
-            flushedTo = max(flushedTo, start)
+        guard case .done = outcome else {
+            if let safePoint { abandonedSafePoints.append(safePoint) }
+            return false
         }
+        if let safePoint { model.endSafePoint(safePoint, at: world.nextTick()) }
+        reached(safeBefore, isFlushed: true)
+        return true
+    }
+
+    /// As btrfs ends a transaction, or an fsync: a flush, and then the super block, perhaps on another connection. Other
+    /// writes go on beside it.
+    private func commitTransaction(_ connection: SimConnection) async {
+        isCommitting = true
+        defer { isCommitting = false }
+        guard await flush(connection), let other = live.randomElement(using: &world.chance) else { return }
+        let isLog = superGeneration > 1 && world.chance.one(in: 3)
+        if !isLog { superGeneration += 1 }
+        let fua = world.chance.one(in: 2)
+        let request = SimRequest(.write, offset: SuperBlock.offset, lengthBytes: SuperBlock.lengthBytes, fua: fua)
+        let start = world.nextTick()
+        let number = model.begin(SuperBlockPattern.granules, isZero: false, at: start)
+        SuperBlockPattern.fill(request.buffer, write: number, generation: superGeneration, isLog: isLog)
+        let safePoint = model.beginSafePoint(at: start)
+        let outcome = await other.run(request)
+        world.note(
+            "super block \(superGeneration)\(isLog ? " log" : "")\(fua ? " fua" : ""), write \(number) \(outcome)")
+        ended(number, safePoint, outcome)
+        guard case .done = outcome else { return }
+        reached(start, isFlushed: fua)
+        // Without FUA a flush follows.
+        if !fua, other.isCut || world.chance.one(in: 4) { return }
+        if !fua { _ = await flush(other) }
     }
 
     private func read(_ connection: SimConnection) async {
@@ -347,6 +468,7 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// A generation in the store holds `seen`.
     func committed(_ seen: [UInt32: UInt32], generation: UInt64, anyInstant: Bool, at tick: UInt64) {
+        let seen = withoutCut(seen).seen
         let (instants, culprit) = model.instants(of: seen, from: committedTo, upTo: tick)
         if instants.isEmpty {
             return world.violate(

@@ -65,6 +65,8 @@ final class SimConnection: DeviceClient, @unchecked Sendable {  // as its world
     }
 
     private var device: any BlockDevice { attached.device }
+    /// As the server told it.
+    var sizeBytes: UInt64 { device.sizeBytes }
 
     // MARK: The client's end
 

@@ -22,24 +22,39 @@ extension Disk {
         let frees = kind == .journalFull && journal.lastSequence > head.journalSequence
         if active.isEmpty, !frees { return }
         safePoints += 1
+        let isTorn = context.settings.fault == .superBlockOvertakes && (kind == .btrfsFull || kind == .btrfsLog)
+        let frozen = isTorn ? superBlockAlone() : active
         let sequence = journal.mark(.safePoint, kind.journalNumber)
         journal.rotateIfFilling()
         if let waiting {
             if context.settings.fault == .layersMergedWrongly {
-                active.merge(waiting)
-                self.waiting = active
+                frozen.merge(waiting)
+                self.waiting = frozen
             } else {
-                waiting.merge(active)
+                waiting.merge(frozen)
             }
         } else {
-            waiting = active
-            active.frozenAtNs = nowNs
+            waiting = frozen
+            frozen.frozenAtNs = nowNs
         }
         waiting!.lastSequence = sequence
         waiting!.kind = kind
-        active = Layer(pages: pages)
+        if !isTorn { active = Layer(pages: pages) }
         active.lastSequence = sequence
         scheduleCommit()
+    }
+
+    /// For `Fault.superBlockOvertakes`: a layer with a copy of the active one's super block and nothing else.
+    private func superBlockAlone() -> Layer {
+        let layer = Layer(pages: pages)
+        guard let present = active.slot(Int(SuperBlock.page), of: 0), let bytes = pages.bytes(present) else {
+            return layer
+        }
+        let slot = pages.make()
+        pages.bytes(slot)!.copyMemory(from: bytes, byteCount: Geometry.pageBytes)
+        layer.put(slot, page: Int(SuperBlock.page), of: 0)
+        journal.write(first: SuperBlock.page, slots: [slot])
+        return layer
     }
 
     /// A write touched the page where btrfs keeps its primary super block.
@@ -82,7 +97,7 @@ extension Disk {
 
     func submitFlush(_ request: DeviceRequest) {
         if journal.failure != nil { return finish(request, .io) }
-        if rule == .flush { markSafePoint(.flush) }
+        if rule == .flush || context.settings.fault == .flushTakenForSafePoint { markSafePoint(.flush) }
         whenAppended { [self] error in
             if let error { return finish(request, error) }
             makeDurable { [self] error in

@@ -12,6 +12,10 @@ package enum Fault: String, Sendable, CaseIterable {
     case journalFreedEarly
     /// Commit: what was written since the safe point goes into the generation too.
     case commitPastSafePoint
+    /// Safe points: a flush is taken for one where only super blocks are.
+    case flushTakenForSafePoint
+    /// Safe points: a super block is committed without what was written before it.
+    case superBlockOvertakes
     /// Commit: the newer of two merged layers loses.
     case layersMergedWrongly
     /// Commit: zeroed pages are left out.

@@ -111,7 +111,8 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
     let attached: AttachedDevice
     private var waiting: [ObjectIdentifier: CheckedContinuation<DeviceError?, Never>] = [:]
     private var turns: [(turn: UInt64, continuation: CheckedContinuation<DeviceError?, Never>)] = []
-    private(set) var disconnected: String?
+    private let ended = Mutex<String?>(nil)
+    var disconnected: String? { ended.withLock { $0 } }
     var absorbs = true
 
     init(_ attached: AttachedDevice) { self.attached = attached }
@@ -140,7 +141,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
         turns.removeAll { $0.turn <= turn }
         for one in ready { one.continuation.resume(returning: error) }
     }
-    func disconnect(reason: String) { disconnected = reason }
+    func disconnect(reason: String) { ended.withLock { $0 = reason } }
     func absorb() -> Bool { absorbs }
 
     /// Runs one request to its end.
