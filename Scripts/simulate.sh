@@ -5,6 +5,7 @@
 #   --seconds S   for so long (default 60); --runs R: so many runs
 #   --corpus      the seeds of Tests/Simulation/corpus.txt, which once failed, and nothing else
 #   --faults      breaks one rule after the other and sees that each is found: within 600 s, from SAMPLES=3 first seeds
+#   --elsewhere   some seeds (--runs, default 6) here and in a virtual machine with another processor: the hashes must be the same
 #   --trace --verbose --twice --operations N --fault RULE   as `simulate --help` says; one process then
 #
 # Exit status 1 at the first violation (or a rule whose breaking goes unseen); the command that repeats it is printed.
@@ -24,7 +25,8 @@ while [ $# -gt 0 ]; do
     --runs) runs=${2:?}; shift ;;
     --corpus) mode=corpus ;;
     --faults) mode=faults ;;
-    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exec "$simulate" --help ;;
+    --elsewhere) mode=elsewhere ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exec "$simulate" --help ;;
     *) rest+=("$1") ;;
   esac
   shift
@@ -34,6 +36,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/margarine-simulate.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 case $mode in
+  elsewhere) SIMULATE=$simulate Tests/Simulation/elsewhere.sh --seed "$seed" --runs "${runs:-6}"; exit ;;
   corpus)
     # SEED OPERATIONS [what it found]
     while read -r seed operations what; do

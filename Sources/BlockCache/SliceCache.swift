@@ -33,7 +33,7 @@ public final class SliceCache: Sendable {
     nonisolated(unsafe) private let memory: UnsafeMutableRawPointer
     nonisolated(unsafe) private let zeroes: UnsafeMutableRawPointer
     nonisolated(unsafe) private let frames: UnsafeMutablePointer<Frame>
-    nonisolated(unsafe) private let shards: UnsafeMutablePointer<SliceShard>
+    nonisolated(unsafe) private let shards: UnsafeMutablePointer<Mutex<SliceShard>>
     private let shardCount: Int
     /// Frames within the budget; those above are private buffers, the one above them stands for a slice of zeroes.
     private let frameCount: Int
@@ -79,7 +79,7 @@ public final class SliceCache: Sendable {
         shards = .allocate(capacity: count)
         for i in 0..<count {
             let range = UInt32(frameCount * i / count)..<UInt32(frameCount * (i + 1) / count)
-            (shards + i).initialize(to: SliceShard(frames: frames, range: range, usePeriod: usePeriod))
+            (shards + i).initialize(to: Mutex(SliceShard(frames: frames, range: range, usePeriod: usePeriod)))
         }
         for i in frameCount...frameCount + Self.maxOverflowFrames { (frames + i).initialize(to: Frame()) }
         overflow = Mutex(Overflow(free: [UInt32](UInt32(frameCount)..<UInt32(frameCount + Self.maxOverflowFrames))))
@@ -125,20 +125,20 @@ public final class SliceCache: Sendable {
     public func contains(_ key: SliceKey) -> Bool {
         let hash = Self.hash(key)
         let shard = shard(hash)
-        return shard.pointee.lock.withLock { _ in shard.pointee.find(key, hash) != .none }
+        return shard.pointee.withLock { shard in shard.find(key, hash) != .none }
     }
 
     /// Finds and pins; `.none` when it is not here.
     @inline(__always) private func pinned(_ key: SliceKey, countsMiss: Bool = true) -> UInt32 {
         let hash = Self.hash(key)
         let shard = shard(hash)
-        return shard.pointee.lock.withLock { _ in
-            let frame = shard.pointee.find(key, hash)
+        return shard.pointee.withLock { shard in
+            let frame = shard.find(key, hash)
             if frame == .none {
-                if countsMiss { shard.pointee.counters.misses &+= 1 }
+                if countsMiss { shard.counters.misses &+= 1 }
                 return .none
             }
-            shard.pointee.hit(frame)
+            shard.hit(frame)
             frames[Int(frame)].pins.wrappingAdd(1, ordering: .relaxed)
             return frame
         }
@@ -192,7 +192,7 @@ public final class SliceCache: Sendable {
 
     private func take(_ hash: UInt64, allowsOverflow: Bool = true) -> UInt32 {
         let shard = shard(hash)
-        let frame = shard.pointee.lock.withLock { _ in shard.pointee.take() }
+        let frame = shard.pointee.withLock { shard in shard.take() }
         if frame != .none || !allowsOverflow { return frame }
         return overflow.withLock {
             guard let frame = $0.free.popLast() else { return .none }
@@ -208,12 +208,12 @@ public final class SliceCache: Sendable {
         if Int(frame) >= frameCount { return frame }
         let hash = Self.hash(key)
         let shard = shard(hash)
-        let other = shard.pointee.lock.withLock { _ -> UInt32 in
-            let other = shard.pointee.find(key, hash)
+        let other = shard.pointee.withLock { shard -> UInt32 in
+            let other = shard.find(key, hash)
             if other == .none {
-                shard.pointee.put(frame, key, hash)
+                shard.put(frame, key, hash)
             } else {
-                shard.pointee.giveBack(frame)
+                shard.giveBack(frame)
                 frames[Int(other)].pins.wrappingAdd(1, ordering: .relaxed)
             }
             return other
@@ -227,7 +227,7 @@ public final class SliceCache: Sendable {
     fileprivate func abandon(_ frame: UInt32, _ key: SliceKey) {
         if Int(frame) >= frameCount { return unpin(frame) }
         let shard = shard(Self.hash(key))
-        shard.pointee.lock.withLock { _ in shard.pointee.giveBack(frame) }
+        shard.pointee.withLock { shard in shard.giveBack(frame) }
         wakeWaiters()
     }
 
@@ -278,13 +278,13 @@ public final class SliceCache: Sendable {
             let shard = shards + i
             let limit = UInt32(clamping: bytes / UInt64(Geometry.sliceBytes) / UInt64(shardCount))
             while true {
-                let more = shard.pointee.lock.withLock { _ in
-                    shard.pointee.heldCount > limit && shard.pointee.drop() != .none
+                let more = shard.pointee.withLock { shard in
+                    shard.heldCount > limit && shard.drop() != .none
                 }
                 if !more { break }
             }
-            shard.pointee.lock.withLock { _ in
-                shard.pointee.forEachFree { madvise(self.bytes($0), Geometry.sliceBytes, MADV_DONTNEED) }
+            shard.pointee.withLock { shard in
+                shard.forEachFree { madvise(self.bytes($0), Geometry.sliceBytes, MADV_DONTNEED) }
             }
         }
     }
@@ -295,8 +295,7 @@ public final class SliceCache: Sendable {
         var held: UInt64 = 0
         for i in 0..<shardCount {
             let shard = shards + i
-            let (counters, count) = shard.pointee.lock.withLock { _ in (shard.pointee.counters, shard.pointee.heldCount)
-            }
+            let (counters, count) = shard.pointee.withLock { shard in (shard.counters, shard.heldCount) }
             sum.hits &+= counters.hits
             sum.misses &+= counters.misses
             sum.insertions &+= counters.insertions
@@ -313,7 +312,7 @@ public final class SliceCache: Sendable {
         return sum
     }
 
-    @inline(__always) private func shard(_ hash: UInt64) -> UnsafeMutablePointer<SliceShard> {
+    @inline(__always) private func shard(_ hash: UInt64) -> UnsafeMutablePointer<Mutex<SliceShard>> {
         shards + (Int(truncatingIfNeeded: hash) & (shardCount - 1))
     }
 

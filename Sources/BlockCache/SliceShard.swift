@@ -55,8 +55,6 @@ struct ShardCounters: Sendable {
 }
 
 struct SliceShard: ~Copyable {
-    /// Its value means nothing; one without a size would lie where the lock does, which Thread Sanitizer takes for a race.
-    let lock = Mutex<UInt32>(0)
     var counters = ShardCounters()
 
     private let frames: UnsafeMutablePointer<Frame>

@@ -72,8 +72,10 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
+    private static let scratchBytes: UInt64 = 400 << 20
+
     private func makeScratch() -> MemoryScratch {
-        let scratch = MemoryScratch(capacityBytes: 400 << 20, deliver: SimServer.makeDeliver(world))
+        let scratch = MemoryScratch(capacityBytes: Self.scratchBytes, deliver: SimServer.makeDeliver(world))
         scratch.writesInline = world.chance.one(in: 2)
         return scratch
     }
@@ -360,6 +362,11 @@ final class Run: @unchecked Sendable {  // as its world
             let journals = server.context.journals
             if journals.usedBytes > journals.limitBytes + (2 << 20) {
                 world.violate("\(server.id) holds \(journals.usedBytes) bytes of journals")
+            }
+            // Journals, block files, a block that comes while another one goes, and room for the journals' next segments.
+            let used = Self.scratchBytes - ((try? server.scratch.freeBytes()) ?? 0)
+            if used > journals.limitBytes + shape.blockFileBytes + (48 << 20) {
+                world.violate("\(server.id) holds \(used) bytes on scratch")
             }
         }
     }

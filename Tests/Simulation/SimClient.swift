@@ -484,7 +484,10 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// Ends every connection as a client does that is done; attaches for it where a server took them away meanwhile.
     func disconnect() async {
-        while live.isEmpty, world.violation == nil {
+        while world.violation == nil {
+            // Whose flush fails has a server that lost its scratch disk, and waits until somebody starts it anew.
+            if let connection = live.first, await flush(connection) { break }
+            cutAll()
             connections = []
             await attach()
             await world.sleep(50_000_000)

@@ -37,6 +37,7 @@ CUTS = {"tcpkill", "reset", "half", "stall"}
 SHOWN_BY = {
     "lostSessionResumes": (["resume"], ["0"], ["tcpkill", "reset", "half", "stall", "kill"]),
     "layersMergedWrongly": (None, None, ["wipe", "kill", "move-dead"]),
+    "superBlockOvertakes": (["rollback"], None, ["tcpkill", "reset", "half", "stall", "kill"]),
 }
 
 
