@@ -6,7 +6,7 @@ import Runtime
 
 @testable import Margarine
 
-struct RunReport {
+struct RunReport: Codable {
     var seed: UInt64
     var operations = 0
     var steps: UInt64 = 0

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Foundation
+import Glibc
 
 @testable import Margarine
 
@@ -43,9 +44,9 @@ import Foundation
         var count = 0
         while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
             let seed = first + UInt64(count)
-            let report = simulate(seed)
+            let report = runs == 1 ? simulate(seed) : try apart(seed)
             if twice {
-                let again = simulate(seed)
+                let again = try apart(seed)
                 guard again.hash == report.hash else {
                     print("seed \(seed): two runs differ: \(report.hash) and \(again.hash)")
                     throw ExitCode.failure
@@ -79,43 +80,59 @@ import Foundation
         for (what, times) in total.faults.sorted(by: { $0.key < $1.key }) { print("  \(what): \(times)") }
     }
 
-    /// Runs with a broken rule until that is seen, each in a process of its own: the engine may end itself.
+    /// Runs with a broken rule until that is seen.
     private func search() throws {
         let first = seed ?? UInt64(Date().timeIntervalSince1970 * 1000)
         let began = Date()
         var steps: UInt64 = 0
         var count: UInt64 = 0
         while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
-            let seed = first + count
+            let report = try apart(first + count)
             count += 1
-            var ends: [Int32] = [0, 0]
-            guard pipe(&ends) == 0 else { throw ExitCode.failure }
-            let child = fork()
-            if child == 0 {
-                signal(SIGILL, SIG_DFL)
-                signal(SIGTRAP, SIG_DFL)
-                let report = simulate(seed)
-                if let violation = report.violation {
-                    print("VIOLATION: seed \(seed), step \(report.steps), run \(count): \(violation)")
-                }
-                var words = [report.steps, report.violation == nil ? 0 : 1]
-                _ = write(ends[1], &words, 16)
-                fflush(nil)
-                _exit(0)
-            }
-            close(ends[1])
-            var words: [UInt64] = [0, 1]
-            let isWhole = read(ends[0], &words, 16) == 16
-            close(ends[0])
-            waitpid(child, nil, 0)
-            if !isWhole { words = [0, 1] }
-            steps += words[0]
-            if words[1] == 1 {
+            steps += report.steps
+            if let violation = report.violation {
+                print("VIOLATION: seed \(report.seed), step \(report.steps), run \(count): \(violation)")
                 print("FOUND: steps \(steps) runs \(count)")
                 throw ExitCode.failure
             }
         }
         print("not found in \(count) runs, \(steps) steps")
+    }
+
+    /// A run in a process of its own: it may end itself, and what it leaves behind (tasks that wait for a dead server) goes
+    /// with it.
+    private func apart(_ seed: UInt64) throws -> RunReport {
+        var ends: [Int32] = [0, 0]
+        fflush(nil)
+        guard pipe(&ends) == 0 else { throw ExitCode.failure }
+        let child = fork()
+        if child == 0 {
+            if fault != nil { for number in [SIGILL, SIGTRAP, SIGABRT, SIGSEGV] { signal(number, SIG_DFL) } }
+            let bytes = [UInt8]((try? JSONEncoder().encode(simulate(seed))) ?? Data())
+            var sent = 0
+            while sent < bytes.count {
+                let count = bytes[sent...].withUnsafeBytes { write(ends[1], $0.baseAddress, $0.count) }
+                if count <= 0 { break }
+                sent += count
+            }
+            fflush(nil)
+            _exit(0)
+        }
+        close(ends[1])
+        guard child > 0 else { throw ExitCode.failure }
+        var bytes = [UInt8]()
+        var part = [UInt8](repeating: 0, count: 1 << 16)
+        while true {
+            let count = Glibc.read(ends[0], &part, part.count)
+            if count <= 0 { break }
+            bytes += part[..<count]
+        }
+        close(ends[0])
+        waitpid(child, nil, 0)
+        if let report = try? JSONDecoder().decode(RunReport.self, from: Data(bytes)) { return report }
+        var report = RunReport(seed: seed)
+        report.violation = Violation(description: "the engine ended itself")
+        return report
     }
 
     private func simulate(_ seed: UInt64) -> RunReport {

@@ -39,7 +39,7 @@ struct Chance: RandomNumberGenerator {
 }
 
 /// What a rule of the model found broken.
-struct Violation: Error, CustomStringConvertible {
+struct Violation: Error, Codable, CustomStringConvertible {
     var description: String
 }
 
