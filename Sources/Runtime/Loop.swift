@@ -44,7 +44,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     private let wakeup: Int32
 
     // Loop only.
-    private var watches: [Watch] = []
+    private(set) var watches: [Watch] = []
     private var received: [Message] = []
     /// How many of `received` were run by `step`.
     private var stepped = 0
@@ -57,7 +57,11 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     /// Disk requests of this loop.
     let disk: DiskQueue
     /// Where the time comes from in a loop without a thread; nil: the system's monotonic clock.
-    private let clock: (@Sendable () -> UInt64)?
+    let clock: (@Sendable () -> UInt64)?
+    /// What a loop without a thread watches, in the order in which it began to.
+    var polls: [pollfd] = []
+    /// What it knows of them.
+    var pollState = PollState.none
 
     private static let eventsPerTurn = 128
     private static let stackBytes = 256 << 10
@@ -94,7 +98,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     }
 
     /// A loop without a thread, for simulation: its maker runs it with `step`, always from one thread, and it has the
-    /// time from `clock`, in nanoseconds. It watches no descriptors.
+    /// time from `clock`, in nanoseconds. Descriptors are looked at when `descriptorsMayBeReady` says so.
     public init(name: String, clock: @escaping @Sendable () -> UInt64) {
         self.name = name
         self.clock = clock
@@ -228,7 +232,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
 
     // MARK: Descriptors
 
-    private struct Watch {
+    struct Watch {
         var handler: (any EventHandler)?
         var generation: UInt32 = 0
     }
@@ -241,8 +245,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         while watches.count <= index { watches.append(Watch()) }
         precondition(watches[index].handler == nil, "descriptor \(fd) is watched already")
         watchGeneration &+= 1
-        let error = mg_epoll_control(
-            epoll, MG_EPOLL_ADD, fd, events.rawValue, Loop.data(fd: fd, generation: watchGeneration))
+        let error = control(MG_EPOLL_ADD, fd, events, Loop.data(fd: fd, generation: watchGeneration))
         guard error == 0 else { throw ScratchError(-error, "epoll_ctl", "\(name), descriptor \(fd)") }
         watches[index] = Watch(handler: handler, generation: watchGeneration)
     }
@@ -252,8 +255,7 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         checkOwner()
         let watch = watches[Int(fd)]
         precondition(watch.handler != nil, "descriptor \(fd) is not watched")
-        let error = mg_epoll_control(
-            epoll, MG_EPOLL_MODIFY, fd, events.rawValue, Loop.data(fd: fd, generation: watch.generation))
+        let error = control(MG_EPOLL_MODIFY, fd, events, Loop.data(fd: fd, generation: watch.generation))
         precondition(error == 0, "epoll_ctl: \(errnoText(-error)): was descriptor \(fd) closed before unwatch?")
     }
 
@@ -262,15 +264,20 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         checkOwner()
         guard Int(fd) < watches.count, watches[Int(fd)].handler != nil else { return }
         watches[Int(fd)].handler = nil
-        let error = mg_epoll_control(epoll, MG_EPOLL_DELETE, fd, 0, 0)
+        let error = control(MG_EPOLL_DELETE, fd, [], 0)
         precondition(error == 0, "epoll_ctl: \(errnoText(-error)): was descriptor \(fd) closed before unwatch?")
     }
 
-    private static func data(fd: Int32, generation: UInt32) -> UInt64 {
+    private func control(_ operation: Int32, _ fd: Int32, _ events: Events, _ data: UInt64) -> Int32 {
+        if clock != nil { return controlPolls(operation, fd, events) }
+        return mg_epoll_control(epoll, operation, fd, events.rawValue, data)
+    }
+
+    static func data(fd: Int32, generation: UInt32) -> UInt64 {
         UInt64(generation) << 31 | UInt64(UInt32(fd))
     }
 
-    private func dispatch(_ event: mg_event) {
+    func dispatch(_ event: mg_event) {
         if event.data >= Loop.diskData {  // the wake-up is edge-triggered and needs no read; the ring is reaped next
             return
         }
@@ -319,25 +326,30 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
 
     private var nowNs: UInt64 { clock.map { $0() } ?? mg_monotonic_ns() }
 
-    // MARK: Without a thread
+    // MARK: Without a thread (`Loop+Driven`)
 
     /// Whether `step` has something to do now.
     public var isReady: Bool {
-        !received.isEmpty || hasMail.load(ordering: .relaxed) || (timers.nextDeadlineNs.map { $0 <= nowNs } ?? false)
+        !received.isEmpty || !endWork.isEmpty || hasMail.load(ordering: .relaxed)
+            || (timers.nextDeadlineNs.map { $0 <= nowNs } ?? false)
+            || (pollState != .none && haveReadyDescriptors())
     }
 
     /// When the next timer is due, on this loop's clock.
     public var nextDeadlineNs: UInt64? { timers.nextDeadlineNs }
 
-    /// Runs the oldest message, or the timer that is due first where there is none or `timersFirst` says so; then the work
-    /// at the end of the turn. Only for loops without a thread.
-    public func step(timersFirst: Bool = false) {
+    /// One of three: ready descriptors, the oldest message, the timer that is due first; in this order, but for what the
+    /// caller puts before. Then the work at the end of the turn. Only for loops without a thread.
+    public func step(timersFirst: Bool = false, messagesFirst: Bool = false) {
         precondition(clock != nil, "loop \(name) has a thread")
         let previous = mg_thread_loop()
         mg_thread_set_loop(Unmanaged.passUnretained(self).toOpaque())
         defer { mg_thread_set_loop(previous) }
         if timersFirst, let work = timers.takeDue(now: nowNs) {
             work()
+        } else if messagesFirst, let message = nextMessage() {
+            run(message)
+        } else if pollState != .none, dispatchReadyDescriptors() {
         } else if let message = nextMessage() {
             run(message)
         } else if let work = timers.takeDue(now: nowNs) {
