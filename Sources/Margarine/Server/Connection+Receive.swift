@@ -124,6 +124,7 @@ extension Connection {
             }
             if outstanding >= outstandingLimit {
                 pause = .requests
+                pausedBytes = 0
                 break
             }
             guard let header = RequestHeader(base + at) else {

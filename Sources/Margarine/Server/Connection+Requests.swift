@@ -19,6 +19,7 @@ extension Connection {
     func admit(_ bytes: Int, whole: Int) -> Bool {
         if held > 0, held + whole > share.limits.bytesPerConnection, outstanding > 0 || !send.pointee.isEmpty {
             pause = .requests
+            pausedBytes = whole
             return false
         }
         if hold(bytes) { return true }

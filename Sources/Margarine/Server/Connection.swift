@@ -68,6 +68,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     var state = State.joining
     var pause = Pause.none
+    /// While paused for requests: the bytes that the first one in line needs.
+    var pausedBytes = 0
     var isDraining = false
     /// The socket takes no more bytes: nothing is read until it does.
     var isBlocked = false
@@ -229,7 +231,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     private var hasRoomAgain: Bool {
-        outstanding <= share.limits.requestsPerConnection / 2 && held <= share.limits.bytesPerConnection / 2
+        outstanding <= share.limits.requestsPerConnection / 2
+            && held <= min(share.limits.bytesPerConnection / 2, share.limits.bytesPerConnection - pausedBytes)
             || outstanding == 0 && send.pointee.isEmpty
     }
 
