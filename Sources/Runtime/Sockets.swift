@@ -233,6 +233,14 @@ public enum Sockets {
         }
     }
 
+    /// Bytes that have arrived and were not received.
+    public static func arrivedBytes(_ fd: Int32) -> Int {
+        var count: Int32 = 0
+        let result = ioctl(fd, UInt(FIONREAD), &count)
+        precondition(result == 0, "FIONREAD: \(errnoText(errno))")
+        return Int(count)
+    }
+
     /// Says that nothing more will be sent; the peer's receive ends.
     public static func shutdownSending(_ fd: Int32) { _ = shutdown(fd, Int32(SHUT_WR)) }
 }

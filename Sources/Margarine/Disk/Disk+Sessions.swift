@@ -105,12 +105,14 @@ extension Disk {
     /// may be dead without knowing it, and their requests be sent again on the new one.
     private func settle(_ others: [any DeviceClient]) async {
         let deadline = nowNs + 2_000_000_000
+        var isFirst = true
         while true {
             let unsettled = others.filter { other in
                 guard isConnected(other) else { return false }
-                let isIdle = other.absorb()
+                let isIdle = other.absorb(isFirst: isFirst)
                 return isConnected(other) && (!isIdle || hasPendingWrite(of: other))
             }
+            isFirst = false
             if unsettled.isEmpty { return }
             if nowNs >= deadline {
                 for other in unsettled {

@@ -87,9 +87,10 @@ package protocol DeviceClient: AnyObject {
     /// Takes in what has already arrived on the socket, as if it had just become readable. Used before a new connection of
     /// the same session is served. false: the connection is dead, or holds an unfinished request. Makes the calls that any
     /// received bytes make (`tryWrite`, `submit`, `endTurn`; `leave` where it finds the connection dead) before it returns,
-    /// so it must not be called from within a call of any connection but `join`. A client that is busy begins no further
-    /// request for 100 ms after each call, so that one which is alive can be found between two.
-    func absorb() -> Bool
+    /// so it must not be called from within a call of any connection but `join`. What had arrived is decided by the first
+    /// call for a join, as `isFirst` says; a client that is busy begins no request that came later for 100 ms after each
+    /// call, so that one which is alive can be found between two.
+    func absorb(isFirst: Bool) -> Bool
 }
 
 /// How `endTurn` ended.

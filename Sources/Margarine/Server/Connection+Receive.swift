@@ -25,9 +25,8 @@ extension Connection {
             case .bytes(let count):
                 counters.receivedBytes += UInt64(count)
                 let total = carryCount + count
-                let newFrom = carryCount > 0 ? 1 : 0
                 carryCount = 0
-                parse(share.receiveBase, total, newFrom: newFrom)
+                parse(share.receiveBase, total)
                 more = true
             case .wouldBlock: break
             case .closed: end(Self.hungUp)
@@ -68,7 +67,7 @@ extension Connection {
         payload = current
         if current.received == length {
             finishPayload()
-            if count > wanted, endReason == nil { parse(share.receiveBase, count - wanted, newFrom: 0) }
+            if count > wanted, endReason == nil { parse(share.receiveBase, count - wanted) }
         }
         return true
     }
@@ -79,8 +78,7 @@ extension Connection {
         guard state == .serving, pause == .turn, !isBlocked, let leftover else { return }
         share.begin(self)
         pause = .none
-        // Even while held off: it had arrived before.
-        parse(leftover + leftoverAt, leftoverBytes - leftoverAt, newFrom: .max)
+        parse(leftover + leftoverAt, leftoverBytes - leftoverAt)
         finishTurn()
     }
 
@@ -98,9 +96,10 @@ extension Connection {
         settle()
     }
 
-    /// Parses `count` bytes: the receive buffer's, or what is left over of an earlier turn. While the connection is held
-    /// off, requests that begin at `newFrom` or behind it wait.
-    private func parse(_ base: UnsafeMutableRawPointer, _ count: Int, newFrom: Int) {
+    /// Parses the last `count` bytes that were received: the receive buffer's, or what is left over of an earlier turn.
+    private func parse(_ base: UnsafeMutableRawPointer, _ count: Int) {
+        // While the connection is held off, requests that begin here or behind wait.
+        let newFrom = isHeld ? Int(heldFrom) - (Int(counters.receivedBytes) - count) : .max
         var at = 0
         var work = 0
         let turnBytes = share.limits.turnBytes
@@ -113,7 +112,7 @@ extension Connection {
                 if skip > 0 { break }
                 answerSkipped()
             }
-            if isHeld && at >= newFrom {
+            if at >= newFrom {
                 pause = .held
                 break
             }

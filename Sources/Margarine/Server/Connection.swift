@@ -197,7 +197,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     var canRead: Bool {
-        state == .serving && pause == .none && !isBlocked && leftover == nil && (!isHeld || isWithinRequest)
+        state == .serving && pause == .none && !isBlocked && leftover == nil
+            && (!isHeld || isWithinRequest || !hasAllArrived)
     }
     /// Some of a request has arrived, and not all of it.
     private var isWithinRequest: Bool { carryCount > 0 || payload != nil || skip > 0 }
@@ -259,15 +260,24 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         end(reason)
     }
 
-    package func absorb() -> Bool {
+    package func absorb(isFirst: Bool) -> Bool {
         if state == .joining || state == .ending || state == .closing { return true }
-        // Bounded, so that a client that never stops sending does not hold up the loop.
+        let isNew = isFirst || !isHeld
+        if isNew {
+            // What an earlier join held off has arrived by now.
+            if isHeld { letGo() }
+            guard state == .serving else { return state == .closing }
+            heldFrom = counters.receivedBytes + UInt64(Sockets.arrivedBytes(fd))
+        }
+        holdOff()
+        // Bounded, so that a client with a large payload does not hold up the loop.
         var rounds = 1024
         while state == .serving, canRead, rounds > 0, receive() { rounds -= 1 }
         if state == .ending { return true }
-        guard state == .serving, rounds > 0 else { return false }
-        let isWhole = !isWithinRequest && !isBlocked && (pause == .held || (pause == .none && leftover == nil))
-        if !isWhole || outstanding > 0 { holdOff() }
+        guard state == .serving else { return false }
+        let isWhole =
+            hasAllArrived && !isWithinRequest && !isBlocked && (pause == .held || (pause == .none && leftover == nil))
+        if isNew, isWhole, outstanding == 0 { letGo() }
         return isWhole
     }
 
@@ -287,8 +297,11 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         settle()
     }
 
-    /// Requests that begin from now on are not looked at.
+    /// Requests that begin at `heldFrom` or behind it are not looked at.
     private(set) var isHeld = false
+    /// A place in the stream of received bytes. A pause may keep the connection from coming so far for a while.
+    private(set) var heldFrom: UInt64 = 0
+    private var hasAllArrived: Bool { counters.receivedBytes >= heldFrom }
     private var holdTimer: LoopTimer?
     private static let holdNs: UInt64 = 100_000_000
 

@@ -142,7 +142,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
         for one in ready { one.continuation.resume(returning: error) }
     }
     func disconnect(reason: String) { ended.withLock { $0 = reason } }
-    func absorb() -> Bool { absorbs }
+    func absorb(isFirst: Bool) -> Bool { absorbs }
 
     /// Runs one request to its end.
     func run(
