@@ -60,6 +60,8 @@ final class Run: @unchecked Sendable {  // as its world
         shape.cacheBytes = [2 << 20, 4 << 20, 16 << 20].randomElement(using: &world.chance)!
         shape.blockFileBytes = [0, 8 << 20, 64 << 20].randomElement(using: &world.chance)!
         shape.takeover = world.chance.one(in: 3) ? .force : .dead
+        shape.network = NetworkShape(&world.chance)
+        world.network.isHostile = isHostile
         for machine in 0..<2 {
             servers.append(nil)
             disks.append((makeScratch(), false))
@@ -340,6 +342,7 @@ final class Run: @unchecked Sendable {  // as its world
         report.rollBacks = clients.reduce(0) { $0 + $1.rollBacks }
         report.faults = faults
         report.violation = world.violation
+        for server in servers { server?.kill() }
         return report
     }
 
@@ -352,6 +355,7 @@ final class Run: @unchecked Sendable {  // as its world
         world.note("calm")
         for machine in 0..<2 { world.after(4_000_000_000) { [self] in start(machine) } }
         for server in servers { server?.bucket.faults = StoreFaults() }
+        world.network.isHostile = false
         shape.takeover = .force
     }
 
@@ -380,7 +384,11 @@ final class Run: @unchecked Sendable {  // as its world
         }
         let deadline = world.nowNs + 300_000_000_000
         while world.violation == nil, world.nowNs < deadline, world.step() {
-            if done.isSet, clients.allSatisfy({ isCommitted($0) }) { return }
+            if done.isSet, servers.allSatisfy({ $0?.connectionCount ?? 0 == 0 }),
+                clients.allSatisfy({ isCommitted($0) })
+            {
+                return
+            }
         }
         if world.violation == nil { world.violate("what clients left behind cleanly was not committed in 300 s") }
     }

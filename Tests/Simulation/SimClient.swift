@@ -180,22 +180,9 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     private func handshake(_ server: SimServer, _ export: String) async -> Result<SimConnection, AttachError> {
-        // A server that dies never answers.
-        await withCheckedContinuation { continuation in
-            let once = Once<Result<SimConnection, AttachError>>(continuation)
-            world.after(40_000_000_000) { once.finish(.failure(AttachError(.unavailable, "no answer"))) }
-            server.loop.run { [world, loop] in
-                do throws(AttachError) {
-                    let attached = try await server.manager.attach(
-                        export, client: ClientIdentity(address: "client:1", host: "client"))
-                    let connection = SimConnection(world, server, attached)
-                    let error = await connection.join()
-                    loop.post {
-                        if !once.finish(error.map { .failure($0) } ?? .success(connection)) { connection.cut() }
-                    }
-                } catch { loop.post { once.finish(.failure(error)) } }
-            }
-        }
+        let connection = SimConnection(world, server)
+        let error = await connection.attach(export)
+        return error.map { .failure($0) } ?? .success(connection)
     }
 
     /// Waits until no worker has anything under way; they wait until `paused` is 0 again.
@@ -502,17 +489,4 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     func cutAll() { for connection in connections { connection.cut() } }
     func cutOne() { live.randomElement(using: &world.chance)?.cut() }
-}
-
-/// A continuation that several may want to resume; the first does.
-final class Once<T: Sendable>: @unchecked Sendable {  // as its world
-    private var continuation: CheckedContinuation<T, Never>?
-    init(_ continuation: CheckedContinuation<T, Never>) { self.continuation = continuation }
-    /// false: it was resumed before.
-    @discardableResult
-    func finish(_ value: T) -> Bool {
-        guard let waiting = continuation.take() else { return false }
-        waiting.resume(returning: value)
-        return true
-    }
 }

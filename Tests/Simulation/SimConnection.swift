@@ -1,20 +1,20 @@
-// One connection of a client to a disk: what lies between an NBD client and the engine, with a network that delays, cuts and
-// hides the cut from either end.
+// One connection of a client to a disk: an NBD client at one end of the simulated network, at whose other end a server has
+// its own code. It is cut at any byte, and either end may not know of it for a while.
 
 import Runtime
 
 @testable import Margarine
 
-/// A request on its way, its memory, and what came of it.
+/// A request, its memory, and what came of it.
 final class SimRequest: @unchecked Sendable {  // as its world
-    enum Outcome: Sendable { case done, failed(DeviceError), cut }
+    /// `failed`: with the error value of the reply.
+    enum Outcome: Sendable { case done, failed(UInt32), cut }
 
     let kind: DeviceRequest.Kind
     let offset: UInt64
     let lengthBytes: Int
     let fua: Bool
     let buffer: UnsafeMutableRawPointer
-    let device = DeviceRequest()
     fileprivate var continuation: CheckedContinuation<Outcome, Never>?
 
     init(_ kind: DeviceRequest.Kind, offset: UInt64 = 0, lengthBytes: Int = 0, fua: Bool = false) {
@@ -24,11 +24,6 @@ final class SimRequest: @unchecked Sendable {  // as its world
         self.fua = fua
         let holdsBytes = kind == .read || kind == .write
         buffer = .allocate(byteCount: holdsBytes ? max(lengthBytes, 8) : 8, alignment: 16)
-        device.kind = kind
-        device.fua = fua
-        device.offset = offset
-        device.lengthBytes = UInt64(lengthBytes)
-        device.buffer = holdsBytes ? buffer : nil
     }
     deinit { buffer.deallocate() }
 
@@ -38,48 +33,54 @@ final class SimRequest: @unchecked Sendable {  // as its world
     }
 }
 
-final class SimConnection: DeviceClient, @unchecked Sendable {  // as its world
+final class SimConnection: @unchecked Sendable {  // as its world
     private let world: World
     let server: SimServer
-    private let attached: AttachedDevice
-    /// What has come out of the network and was not looked at.
-    private var inbox: [SimRequest] = []
-    /// Sent and not answered, as the client sees it.
-    private var outstanding: [ObjectIdentifier: SimRequest] = [:]
-    private var order: [SimRequest] = []
-    /// With the device; kept until completed.
-    private var submitted: [ObjectIdentifier: SimRequest] = [:]
-    private var turns: [(turn: UInt64, requests: [SimRequest])] = []
-    /// The client knows that it is broken.
+    private let client: NBDClient
+    private var wire: SimWire!
+    /// Sent and not answered, in order.
+    private var outstanding: [(cookie: UInt64, request: SimRequest)] = []
+    private var attaching: CheckedContinuation<AttachError?, Never>?
+    private var leaving: CheckedContinuation<Void, Never>?
     private(set) var isCut = false
-    /// The server knows.
-    private var hasReset = false
-    private var hasLeft = false
-    private var hasJoined = false
 
-    init(_ world: World, _ server: SimServer, _ attached: AttachedDevice) {
+    init(_ world: World, _ server: SimServer) {
         self.world = world
         self.server = server
-        self.attached = attached
+        client = NBDClient(&world.chance)
+        wire = SimWire(
+            world, server, received: { [weak self] in self?.receive($0) }, ended: { [weak self] in self?.hungUp() })
+        server.connections.removeAll { $0.isOver }
         server.connections.append(self)
     }
 
-    private var device: any BlockDevice { attached.device }
-    /// As the server told it.
-    var sizeBytes: UInt64 { device.sizeBytes }
+    /// Nothing is left of it at either end.
+    private var isOver: Bool { isCut && wire.isClosed }
+    /// The size of the export, as the server told it.
+    var sizeBytes: UInt64 { client.sizeBytes }
 
-    // MARK: The client's end
+    // MARK: What the client does
 
-    func join() async -> AttachError? {
-        let error: AttachError? = await withCheckedContinuation { continuation in
-            attached.loop.post { [self] in
-                device.join(self, admission: attached.admission) { error in
-                    self.hasJoined = error == nil
-                    continuation.resume(returning: error)
+    /// The handshake. nil: the export is attached.
+    func attach(_ export: String) async -> AttachError? {
+        await withCheckedContinuation { continuation in
+            attaching = continuation
+            client.begin(export)
+            if !server.isAlive { wire.serverDied() }
+            // A server that dies never answers.
+            world.after(40_000_000_000) { [weak self] in self?.attached(AttachError(.unavailable, "no answer")) }
+            if world.network.isHostile, world.chance.one(in: 24) {
+                world.after(world.chance.ns(0...2_000_000)) { [weak self] in
+                    self?.attached(AttachError(.unavailable, "cut within the handshake"))
                 }
             }
         }
-        return error ?? (isCut ? AttachError(.unavailable, "cut while joining") : nil)
+    }
+
+    private func attached(_ error: AttachError?) {
+        guard let waiting = attaching.take() else { return }
+        if error != nil { cut() }
+        waiting.resume(returning: error)
     }
 
     /// Sends a request, and waits for its answer or for the connection to break.
@@ -87,143 +88,77 @@ final class SimConnection: DeviceClient, @unchecked Sendable {  // as its world
         if isCut { return .cut }
         return await withCheckedContinuation { continuation in
             request.continuation = continuation
-            outstanding[ObjectIdentifier(request)] = request
-            order.append(request)
-            world.after(latencyNs) { [self] in
-                guard !isCut, server.isAlive else { return }
-                inbox.append(request)
-                // Sometimes several are taken in at once.
-                world.after(world.chance.ns(0...50_000)) { [self] in attached.loop.post { self.serve() } }
-            }
+            let cookie = world.chance.next()
+            outstanding.append((cookie, request))
+            wire.send(client.encode(request, cookie: cookie, &world.chance))
         }
     }
-
-    private var latencyNs: UInt64 { world.chance.ns(10_000...(world.chance.one(in: 50) ? 20_000_000 : 400_000)) }
 
     /// Breaks it. The server learns of it a while later, and meanwhile still works on what has arrived.
     func cut(noticed: Bool = true) {
         guard !isCut else { return }
         isCut = true
         world.note("cut")
-        let waiting = order.filter { outstanding[ObjectIdentifier($0)] != nil }
-        outstanding = [:]
-        order = []
-        for request in waiting { world.after(1_000) { request.finish(.cut) } }
-        if noticed {
-            world.after(world.chance.ns(10_000...(world.chance.one(in: 3) ? 800_000_000 : 2_000_000))) { [self] in
-                hasReset = true
-                attached.loop.post { self.reset() }
-            }
-        }
+        let waiting = outstanding
+        outstanding = []
+        for (_, request) in waiting { world.after(1_000) { request.finish(.cut) } }
+        wire.cut(noticed: noticed)
+        attached(AttachError(.unavailable, "cut while attaching"))
+        leaving.take()?.resume()
     }
 
-    /// Ends it with DISC, once everything was answered.
+    /// Ends it with DISC, once everything was answered, and waits until the server has hung up.
     func disconnect() async {
+        if isCut { return }
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-            attached.loop.post { [self] in
-                isCut = true
-                world.note("disconnect, joined \(hasJoined), left \(hasLeft)")
-                if !hasLeft, hasJoined {
-                    hasLeft = true
-                    device.leave(self, clean: true)
-                }
-                continuation.resume()
+            world.note("disconnect")
+            leaving = continuation
+            wire.send(client.encodeDisconnect(&world.chance))
+            world.after(60_000_000_000) { [weak self] in
+                guard let self, leaving != nil else { return }
+                world.violate("\(server.id) does not hang up after DISC")
+                cut()
             }
         }
     }
 
     /// What was sent and not answered, for people.
     var waiting: String {
-        order.map {
-            "\($0.kind) \($0.offset)+\($0.lengthBytes)\(submitted[ObjectIdentifier($0.device)] == nil ? "" : " (with the device)")"
-        }
-        .joined(separator: ", ")
+        outstanding.map { "\($0.request.kind) \($0.request.offset)+\($0.request.lengthBytes)" }.joined(separator: ", ")
     }
 
-    // MARK: The server's end
+    // MARK: What comes from the network
 
-    private func reset() {
-        guard !hasLeft else { return }
-        inbox = []
-        hasLeft = true
-        world.note("reset")
-        if hasJoined { device.leave(self, clean: false) }
-    }
-
-    /// Takes in everything that has arrived, as one turn.
-    private func serve() {
-        guard !hasLeft, hasJoined else { return }
-        let requests = inbox
-        inbox = []
-        if requests.isEmpty { return }
-        var written: [SimRequest] = []
-        for request in requests {
-            if hasLeft { return }
-            var inline = Inline.later
-            switch request.kind {
-            case .read:
-                inline = device.tryRead(
-                    offset: request.offset, lengthBytes: request.lengthBytes, into: request.buffer)
-            case .write where !request.fua:
-                inline = device.tryWrite(
-                    offset: request.offset, lengthBytes: request.lengthBytes, from: request.buffer, client: self)
-            default: break
-            }
-            switch inline {
-            case .done where request.kind == .write: written.append(request)
-            case .done: answer(request, nil)
-            case .failed(let error): answer(request, error)
-            case .later:
-                request.device.client = self
-                submitted[ObjectIdentifier(request.device)] = request
-                device.submit(request.device)
+    private func receive(_ bytes: UnsafeRawBufferPointer) {
+        client.feed(bytes)
+        while !isCut, let event = client.nextEvent() {
+            switch event {
+            case .send(let bytes): wire.send(bytes)
+            case .attached: attached(nil)
+            case .refused(let error): attached(error)
+            case .answered(let cookie, let error): answered(cookie, error)
+            case .broken(let what):
+                world.violate("\(server.id) speaks no NBD: \(what)")
+                cut()
             }
         }
-        if written.isEmpty || hasLeft { return }
-        switch device.endTurn(client: self) {
-        case .acknowledged: for request in written { answer(request, nil) }
-        case .failed(let error): for request in written { answer(request, error) }
-        case .pending(let turn): turns.append((turn, written))
+    }
+
+    private func answered(_ cookie: UInt64, _ error: UInt32) {
+        guard let place = outstanding.firstIndex(where: { $0.cookie == cookie }) else {
+            return world.violate("\(server.id) answers what was not asked")
         }
+        outstanding.remove(at: place).request.finish(error == 0 ? .done : .failed(error))
     }
 
-    private func answer(_ request: SimRequest, _ error: DeviceError?) {
-        guard !hasLeft else { return }
-        world.after(latencyNs) { [self] in
-            guard !isCut, outstanding.removeValue(forKey: ObjectIdentifier(request)) != nil else { return }
-            order.removeAll { $0 === request }
-            request.finish(error.map { .failed($0) } ?? .done)
-        }
+    private func hungUp() {
+        if leaving == nil { world.note("\(server.id) ends a connection") }
+        cut(noticed: false)
     }
 
-    func completed(_ request: DeviceRequest) {
-        guard let mine = submitted.removeValue(forKey: ObjectIdentifier(request)) else {
-            return world.violate("a request was completed twice")
-        }
-        answer(mine, request.error)
-    }
-
-    func journaled(turn: UInt64, error: DeviceError?) {
-        guard !hasLeft else { return }
-        let ready = turns.filter { $0.turn <= turn }
-        turns.removeAll { $0.turn <= turn }
-        for one in ready { for request in one.requests { answer(request, error) } }
-    }
-
-    func disconnect(reason: String) {
-        guard !hasLeft else { return }
-        world.note("\(server.id) ends a connection: \(reason)")
-        hasLeft = true
-        inbox = []
-        world.after(latencyNs) { [self] in cut(noticed: false) }
-    }
-
-    func absorb() -> Bool {
-        if hasReset {
-            reset()
-            return false
-        }
-        serve()
-        return true
+    /// The server was killed. What it had sent may be lost with it, or still arrive.
+    func serverDied() {
+        if !isCut, world.chance.one(in: 2) { cut(noticed: false) }
+        wire.serverDied()
     }
 }

@@ -17,6 +17,7 @@ struct ServerShape {
     var cacheBytes: UInt64 = 4 << 20
     var blockFileBytes: UInt64 = 64 << 20
     var takeover = Takeover.dead
+    var network = NetworkShape()
     var fault: Fault?
 }
 
@@ -31,6 +32,9 @@ final class SimServer: @unchecked Sendable {  // as its world
     let manager: DiskManager
     let files: BlockFiles
     let loop: Loop
+    private let door: Loop
+    private let served: ServerContext
+    let network: NetworkShape
     private(set) var isAlive = true
     /// All that was its own has been looked at since it started.
     private(set) var hasRecovered = false
@@ -49,6 +53,8 @@ final class SimServer: @unchecked Sendable {  // as its world
         bucket = SimBucket(world, store, sender: id)
         loop = clock.makeLoop("\(id)-disks")
         let door = clock.makeLoop("\(id)-door")
+        self.door = door
+        network = shape.network
         var policy = RetryPolicy()
         policy.deadlineMs = 20_000
         let retrying = RetryingBucket(bucket, environment: environment, policy: policy)
@@ -75,6 +81,8 @@ final class SimServer: @unchecked Sendable {  // as its world
             contexts: [context], heads: HeadStore(bucket: retrying, environment: environment),
             server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
             isAlive: { other in other != server && isAlive(other) ? "it runs" : nil })
+        served = ServerContext(
+            provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
         loop.run { [self] in
             await files.start()
             hasRecovered = await manager.recover()
@@ -101,11 +109,27 @@ final class SimServer: @unchecked Sendable {  // as its world
         }
     }
 
+    /// A client has connected; this is the server's end.
+    func accept(_ socket: FileDescriptor) {
+        door.post { [served] in
+            served.welcome(socket, client: ClientIdentity(address: "client:1", host: "client"))
+        }
+    }
+
+    /// Something happened at the other end of one of its sockets.
+    func socketsMayBeReady() {
+        door.descriptorsMayBeReady()
+        loop.descriptorsMayBeReady()
+    }
+
+    /// Sockets that it has not closed.
+    var connectionCount: Int { served.connectionCount }
+
     /// Ends at this instant, as by a signal that cannot be caught. Its connections break.
     func kill() {
         isAlive = false
         clock.isRunning = false
-        for connection in connections { connection.cut(noticed: false) }
+        for connection in connections { connection.serverDied() }
         connections = []
     }
 }

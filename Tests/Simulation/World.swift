@@ -61,6 +61,7 @@ final class World: @unchecked Sendable {  // one thread runs it
     private(set) var hash: UInt64 = 0xcbf2_9ce4_8422_2325
     private(set) var violation: Violation?
     var isTracing = false
+    private(set) lazy var network = SimNetwork(self)
 
     private var events: [Event] = []
     private var eventCount: UInt64 = 0
@@ -160,12 +161,13 @@ final class World: @unchecked Sendable {  // one thread runs it
         if choice == ready.count {
             pop().work()
         } else {
-            ready[choice].loop.step(timersFirst: chance.one(in: 4))
+            ready[choice].loop.step(timersFirst: chance.one(in: 4), messagesFirst: chance.one(in: 2))
         }
         return true
     }
 
     private func passTime() -> Bool {
+        if network.exchange() { return true }
         var next = events.first?.atNs ?? .max
         for clock in clocks where clock.isRunning {
             for loop in clock.loops {

@@ -111,7 +111,10 @@ final class ServerContext: @unchecked Sendable {
     private static let handshakeGraceMs: UInt64 = 1_000
     private static let pauseWithoutDescriptorsNs: UInt64 = 100_000_000
 
-    init(provider: any ExportProvider, loop: Loop, limits: ConnectionLimits, log: Logger) {
+    /// - Parameter budgetBytes: for simulation: that much, though it be less than the largest request.
+    init(
+        provider: any ExportProvider, loop: Loop, limits: ConnectionLimits, log: Logger, budgetBytes: Int? = nil
+    ) {
         self.provider = provider
         self.loop = loop
         self.limits = limits
@@ -119,7 +122,7 @@ final class ServerContext: @unchecked Sendable {
         let shortage = Shortage()
         self.shortage = shortage
         // Below this the largest request could never be served.
-        budget = RequestBudget(bytes: max(limits.budgetBytes, 2 * BufferPool.largestBytes)) {
+        budget = RequestBudget(bytes: budgetBytes ?? max(limits.budgetBytes, 2 * BufferPool.largestBytes)) {
             shortage.call.withLock { $0 }?()
         }
         shortage.call.withLock { call in
@@ -192,8 +195,8 @@ final class ServerContext: @unchecked Sendable {
         }
     }
 
-    /// Begins the handshake of a client that was accepted.
-    func welcome(_ socket: FileDescriptor) {
+    /// Begins the handshake of a client that was accepted; who it is, the socket tells where nobody else does.
+    func welcome(_ socket: FileDescriptor, client: ClientIdentity? = nil) {
         if handshakes.count >= limits.handshakes {
             handshakes.first(where: \.isWaitingForClient)?.close("too many unfinished handshakes")
         }
@@ -208,7 +211,7 @@ final class ServerContext: @unchecked Sendable {
             return
         }
         Sockets.tune(socket, deadAfterMs: limits.deadPeerMs)
-        let client = ClientIdentity(address: Sockets.peerName(socket), host: Sockets.peerHost(socket))
+        let client = client ?? ClientIdentity(address: Sockets.peerName(socket), host: Sockets.peerHost(socket))
         let handshake = Handshake(socket: socket, client: client, server: self, loop: loop, log: log)
         handshakes.append(handshake)
         handshake.start()
