@@ -102,6 +102,7 @@ final class Run: @unchecked Sendable {  // as its world
             SimClient(
                 world, disk: name, sizeBytes: size, shape: client, operationLimit: operations,
                 server: { [unowned self] in servers[home[number]] }))
+        clients[number].owner = { [unowned self] in heads[name]?.owner?.server }
         clients[number].resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
         let head = Head(
             diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
@@ -136,8 +137,7 @@ final class Run: @unchecked Sendable {  // as its world
             }
             if next.sizeBytes != last.sizeBytes {
                 if sender != Self.operatorName { world.violate("\(sender) changed the size of \(name)") }
-                clients.first { $0.disk == name }?.sizeChanged(
-                    from: last.sizeBytes, to: next.sizeBytes, epoch: next.epoch)
+                clients.first { $0.disk == name }?.sizeChanged(from: last.sizeBytes, to: next.sizeBytes)
             }
             if next.record?.kind != .resized, next.generation > last.generation,
                 next.epoch != last.epoch || next.record?.epoch != next.epoch

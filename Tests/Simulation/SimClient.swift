@@ -91,16 +91,15 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// The first granule behind an end that the disk had since it was last looked at: from here on it is zeroes.
     private var cutFrom: UInt32?
-    /// A server that still has the disk of an earlier epoch was not told yet that it is smaller.
-    private var cutEpoch: UInt64 = 0
     /// Changes the size of the disk, as its owner does: by force or not.
     var resize: (UInt64, _ force: Bool) async -> Void = { _, _ in }
+    /// The server that the head names.
+    var owner: () -> String? = { nil }
 
     /// The head has another size.
-    func sizeChanged(from old: UInt64, to new: UInt64, epoch: UInt64) {
+    func sizeChanged(from old: UInt64, to new: UInt64) {
         sizes.insert(new)
         guard new < old else { return }
-        cutEpoch = epoch
         cutFrom = min(cutFrom ?? .max, UInt32(new / UInt64(Pattern.granuleBytes)))
         happened(.scratch)
     }
@@ -162,7 +161,7 @@ final class SimClient: @unchecked Sendable {  // as its world
                 return connection.cut()
             }
             // It goes on with sessions that it knows until it looks at the head; whoever cut the disk waits for that.
-            if let epoch = await server.epoch(of: disk), epoch < cutEpoch { return connection.cut() }
+            if cutFrom != nil, owner() != server.id { return connection.cut() }
             attachments += 1
             if !sizes.contains(connection.sizeBytes) {
                 world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")

@@ -93,9 +93,6 @@ final class SimServer: @unchecked Sendable {  // as its world
         }
     }
 
-    /// The epoch under which it serves a disk. nil: it does not.
-    func epoch(of disk: String) async -> UInt64? { await manager.opened(disk)?.disk.head.epoch }
-
     /// How full it is, for people.
     var state: String {
         "\(id): \(context.arena.inUse) of \(context.arena.capacity) frames, \(context.journals.usedBytes) bytes of journals"

@@ -107,6 +107,8 @@ import Glibc
         guard pipe(&ends) == 0 else { throw ExitCode.failure }
         let child = fork()
         if child == 0 {
+            // One that does not end is told of like one that fails.
+            alarm(300)
             if fault != nil { for number in [SIGILL, SIGTRAP, SIGABRT, SIGSEGV] { signal(number, SIG_DFL) } }
             let bytes = [UInt8]((try? JSONEncoder().encode(simulate(seed))) ?? Data())
             var sent = 0
@@ -131,7 +133,7 @@ import Glibc
         waitpid(child, nil, 0)
         if let report = try? JSONDecoder().decode(RunReport.self, from: Data(bytes)) { return report }
         var report = RunReport(seed: seed)
-        report.violation = Violation(description: "the engine ended itself")
+        report.violation = Violation(description: "the engine ended itself, or did not end in 300 s")
         return report
     }
 

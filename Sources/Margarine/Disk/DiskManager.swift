@@ -156,7 +156,7 @@ package final class DiskManager: ExportProvider {
         state.withLock { if $0.disks[name]?.number == number { $0.disks[name] = nil } }
     }
 
-    func opened(_ name: String) async -> (disk: Disk, size: UInt64)? {
+    private func opened(_ name: String) async -> (disk: Disk, size: UInt64)? {
         guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else {
             return nil
         }
