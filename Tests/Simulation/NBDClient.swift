@@ -375,7 +375,8 @@ final class NBDClient {
 
     private func chunkHeader() {
         let flags: UInt16 = integer(4)
-        let chunk = Chunk(cookie: integer(8), type: integer(6), isLast: flags == 1, count: Int(integer(16, UInt32.self)))
+        let chunk = Chunk(
+            cookie: integer(8), type: integer(6), isLast: flags == 1, count: Int(integer(16, UInt32.self)))
         guard isStructured else { return fail("a structured reply") }
         guard flags <= 1 else { return fail("chunk flags \(flags)") }
         guard let waiting = pending[chunk.cookie] else {

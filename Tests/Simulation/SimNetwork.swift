@@ -236,6 +236,7 @@ final class SimWire: @unchecked Sendable {  // as its world
 
     /// The server has closed its end. The client hears of that behind all that was sent.
     private func hangUp() {
+        if hasEnded { return }
         hasEnded = true
         near.close()
         if isCut { return }
@@ -292,7 +293,8 @@ final class SimWire: @unchecked Sendable {  // as its world
     /// The server's process is gone: what it had sent may still arrive.
     func serverDied() {
         far.close()
+        isStalled = false
         if !isCut { while !isClosed, pull(world.network.room) {} }
-        near.close()
+        if !isClosed { hangUp() }
     }
 }

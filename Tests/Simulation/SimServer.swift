@@ -125,7 +125,7 @@ final class SimServer: @unchecked Sendable {  // as its world
     /// Ends at this instant, as by a signal that cannot be caught. Its connections break.
     func kill() {
         isAlive = false
-        clock.isRunning = false
+        world.stop(clock)
         for connection in connections { connection.serverDied() }
         connections = []
     }

@@ -66,6 +66,8 @@ final class World: @unchecked Sendable {  // one thread runs it
     private var events: [Event] = []
     private var eventCount: UInt64 = 0
     private var clocks: [Clock] = []
+    /// What is left of a dead machine may still ask them for the time.
+    private var stopped: [Clock] = []
 
     /// The loops that share one clock: those of one machine.
     final class Clock: @unchecked Sendable {  // as its world
@@ -76,8 +78,6 @@ final class World: @unchecked Sendable {  // one thread runs it
         let startNs: UInt64
         let baseNs: UInt64
         var loops: [Loop] = []
-        /// A machine that was killed takes no step any more.
-        var isRunning = true
 
         fileprivate init(world: World, name: String, rate: UInt64, baseNs: UInt64) {
             self.world = world
@@ -109,6 +109,12 @@ final class World: @unchecked Sendable {  // one thread runs it
         let clock = Clock(world: self, name: name, rate: rate, baseNs: chance.ns(1...1 << 40))
         clocks.append(clock)
         return clock
+    }
+
+    /// The machine takes no step any more.
+    func stop(_ clock: Clock) {
+        clocks.removeAll { $0 === clock }
+        stopped.append(clock)
     }
 
     // MARK: What happens
@@ -150,7 +156,7 @@ final class World: @unchecked Sendable {  // one thread runs it
     /// One step of one loop, one event, or the passing of time. false: nothing will ever happen again.
     func step() -> Bool {
         var ready: [(clock: Clock, loop: Loop)] = []
-        for clock in clocks where clock.isRunning {
+        for clock in clocks {
             for loop in clock.loops where loop.isReady { ready.append((clock, loop)) }
         }
         let isDue = events.first.map { $0.atNs <= nowNs } ?? false
@@ -169,7 +175,7 @@ final class World: @unchecked Sendable {  // one thread runs it
     private func passTime() -> Bool {
         if network.exchange() { return true }
         var next = events.first?.atNs ?? .max
-        for clock in clocks where clock.isRunning {
+        for clock in clocks {
             for loop in clock.loops {
                 if let deadline = loop.nextDeadlineNs { next = min(next, clock.worldNs(deadline)) }
             }
