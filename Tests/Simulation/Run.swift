@@ -104,6 +104,10 @@ final class Run: @unchecked Sendable {  // as its world
                 server: { [unowned self] in servers[home[number]] }))
         clients[number].owner = { [unowned self] in heads[name]?.owner?.server }
         clients[number].resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
+        clients[number].isElsewhere = { [unowned self] in
+            guard let owner = heads[name]?.owner else { return false }
+            return owner.server != servers[home[number]]?.id
+        }
         let head = Head(
             diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
             options: options, createdAtMs: 0)
@@ -122,6 +126,8 @@ final class Run: @unchecked Sendable {  // as its world
         world.note("\(sender) stores head of \(name): epoch \(next.epoch), generation \(next.generation)")
         let last = heads[name]
         heads[name] = next
+        // Asked for while the client was there, and done when it was here again.
+        for client in clients where client.disk == name && client.isElsewhere() { client.happened(.scratch) }
         if let last {
             if next.epoch < last.epoch || next.generation < last.generation {
                 world.violate("\(sender) moved the head of \(name) back")

@@ -114,6 +114,9 @@ final class SimClient: @unchecked Sendable {  // as its world
         return (found.filter { $0.key < cutFrom }, cut)
     }
 
+    /// Whether the store names another server than the client's as the owner of its disk.
+    var isElsewhere: () -> Bool = { false }
+
     func happened(_ loss: Loss) { self.loss = max(self.loss, loss) }
 
     /// All operations were done, and nothing more is attached.
@@ -208,6 +211,8 @@ final class SimClient: @unchecked Sendable {  // as its world
         let whole = seen.merging(cut, uniquingKeysWith: { $1 })
         if lost == nil, !mustBeSafe {
             model.observe(whole, at: now)
+            // It was opened as the resize committed it.
+            if !cut.isEmpty { model.addSafePoint(at: now) }
             world.note("nothing was lost")
             isResumed()
             return true
@@ -255,7 +260,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     private func isResumed() {
-        loss = .window
+        // A server that serves a session without knowing that another one has the disk loses all that is new on it.
+        loss = isElsewhere() ? .scratch : .window
         cutFrom = nil
         attachedSession = session
     }
