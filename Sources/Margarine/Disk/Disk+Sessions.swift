@@ -50,18 +50,20 @@ extension Disk {
             session = admitted
         }
         admitted.admissions += 1
-        let admission = Admission(admitted)
+        let ticket = Admission.Ticket(admitted)
         do throws(AttachError) {
             if needsSuperBlockLook, await lookForSuperBlock() != nil {
                 throw AttachError(.unavailable, "disk '\(self.name)' can't be read now; try again")
             }
             if head.session != admitted.name, admitted.name != nil { try await recordSession() }
         } catch {
-            lapse(admission)
+            lapse(ticket)
             throw error
         }
-        context.after(ns: Disk.admissionMs * 1_000_000) { [weak self] in self?.lapse(admission) }
-        return admission
+        context.after(ns: Disk.admissionMs * 1_000_000) { [weak self] in self?.lapse(ticket) }
+        return Admission(ticket) { [weak self, loop = context.loop] ticket in
+            loop.post { [weak self] in self?.lapse(ticket) }
+        }
     }
 
     /// The head names the session before its first request is served.
@@ -74,22 +76,23 @@ extension Disk {
         if let lost { throw AttachError(.refused, "disk '\(name)': \(lost)") }
     }
 
-    /// An admission that was never joined.
-    private func lapse(_ admission: Admission) {
-        guard !admission.isRedeemed else { return }
-        admission.isRedeemed = true
-        admission.session.admissions -= 1
-        if session === admission.session, !isLive { connectionsGone(clean: false) }
+    /// An admission that was never joined: its client has gone within the handshake.
+    private func lapse(_ ticket: Admission.Ticket) {
+        guard !ticket.isRedeemed else { return }
+        ticket.isRedeemed = true
+        ticket.session.admissions -= 1
+        if session === ticket.session, lost == nil, !isLive { connectionsGone(clean: false) }
     }
 
     package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
-        guard let admission = admission as? Admission, !admission.isRedeemed, lost == nil, session === admission.session
+        guard let ticket = (admission as? Admission)?.ticket, !ticket.isRedeemed, lost == nil,
+            session === ticket.session
         else {
             return ready(AttachError(.refused, "disk '\(name)': the attachment has lapsed; attach again"))
         }
-        admission.isRedeemed = true
-        admission.session.admissions -= 1
-        admission.session.droppedAtNs = nil
+        ticket.isRedeemed = true
+        ticket.session.admissions -= 1
+        ticket.session.droppedAtNs = nil
         let others = clients
         clients.append(client)
         if others.isEmpty { return ready(nil) }
@@ -139,7 +142,13 @@ extension Disk {
         clients.remove(at: place)
         for request in pendingRequests.values where request.client === client { request.isCancelled = true }
         if clean { session?.cleanSequence = journal.lastSequence }
-        if lost == nil, !isLive { connectionsGone(clean: clean) }
+        if lost != nil { return }
+        if !isLive { return connectionsGone(clean: clean) }
+        if clean, clients.isEmpty {
+            // Another one is within its handshake, or was cut there, and has written nothing: what there is ended cleanly.
+            markSafePoint(.clean)
+            _ = journal.append()
+        }
     }
 
     /// The last connection is gone. A client that ended with DISC is done, though a connection that it had given up before

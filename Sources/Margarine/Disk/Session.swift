@@ -35,9 +35,22 @@ final class Session {
     var description: String { name.map { "session '\($0)'" } ?? "a client at \(address)" }
 }
 
-/// What the handshake got and `join` redeems. Sendable because only the disk's loop looks inside.
+/// What the handshake got and `join` redeems; lapses when it is dropped without that. Sendable because only the disk's loop
+/// looks inside.
 final class Admission: @unchecked Sendable {
-    let session: Session
-    var isRedeemed = false
-    init(_ session: Session) { self.session = session }
+    /// What is left of it for the disk.
+    final class Ticket: @unchecked Sendable {
+        let session: Session
+        var isRedeemed = false
+        init(_ session: Session) { self.session = session }
+    }
+    let ticket: Ticket
+    private let dropped: @Sendable (Ticket) -> Void
+
+    /// - Parameter dropped: called from wherever the last reference goes.
+    init(_ ticket: Ticket, dropped: @escaping @Sendable (Ticket) -> Void) {
+        self.ticket = ticket
+        self.dropped = dropped
+    }
+    deinit { dropped(ticket) }
 }

@@ -204,6 +204,34 @@ import Testing
         #expect(try await second.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    /// Found by the simulator: a client that had been cut within a handshake kept its disk from seeing the clean end of the
+    /// others, and a kill after that undid their writes.
+    @Test func aCleanEndCountsWhileAnotherConnectionIsWithinItsHandshake() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.safePoints = .btrfs }
+        let client = try await bed.attach("d?session=s")
+        let pending = try await bed.manager.attach("d?session=s", client: ClientIdentity(address: "h:2", host: "h"))
+        try await client.write(pattern(4096, 1), at: 0)
+        await client.leave(clean: true)
+        try await bed.waitForGeneration(1)
+        withExtendedLifetime(pending) {}
+        let reader = try DiskBed(store: bed.store, server: "b", takeover: .force)
+        #expect(try await reader.attach().read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    /// An attachment that its client left within the handshake keeps nobody else out.
+    @Test func anAdmissionThatIsDroppedLapsesAtOnce() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        do { _ = try await bed.manager.attach("d?session=s", client: ClientIdentity(address: "h:1", host: "h")) }
+        var other: TestClient?
+        for _ in 0..<200 where other == nil {
+            other = try? await bed.attach("d?session=t", host: "i")
+            if other == nil { await bed.environment.sleep(ns: 10_000_000) }
+        }
+        #expect(other != nil)
+    }
+
     // MARK: Servers
 
     @Test func aLiveOwnerIsNotRobbedAndAForcedOneLosesTheDiskAtItsNextCommit() async throws {
