@@ -83,5 +83,5 @@ for i in "${!pids[@]}"; do
   wait "${pids[$i]}" || status=1
   cat "$work/$i"
 done
-[ $status = 0 ] && cat "$work"/[0-9]* | awk '/ operations in / { for (i = 1; i <= NF; i++) { if ($i == "operations") o += $(i - 1); if ($i ~ /^runs/) r += $(i - 1) } } END { printf "%d operations in %d runs, no violation\n", o, r }'
+[ $status = 0 ] && cat "$work"/[0-9]* | awk '/ operations in / { for (i = 1; i <= NF; i++) { if ($i == "operations") o += $(i - 1); if ($i ~ /^runs/) r += $(i - 1) } } END { printf "%d operations in %d runs with seeds from %s on, no violation\n", o, r, from }' from="$(for i in $(seq 0 $((cores - 1))); do printf '%s%d' "${and:-}" $((seed + i * 1000000)); and=" and "; done)"
 exit $status
