@@ -15,9 +15,10 @@ struct Frame: ~Copyable {
     enum State: UInt8 {
         case free, filling, small, main
     }
+    // First, for Thread Sanitizer: it takes a change of any of these for one of what lies at the frame's own address.
+    var next: UInt32 = .none
     /// Raised under the shard's lock; lowered by anybody, without it.
     let pins = Atomic<UInt32>(0)
-    var next: UInt32 = .none
     var low: UInt64 = 0
     var high: UInt64 = 0
     var offsetBytes: UInt32 = 0

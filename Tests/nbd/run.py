@@ -9,6 +9,7 @@
     --readonly NAME   a read-only export; without it those tests are skipped
     --pid PID         the server's process: its memory is watched (known with --server)
     --handshake-timeout SECONDS   what the server is set to; without it that test is skipped
+    --sessions        the export takes margined's ?session=NAME
     --only TEXT       only tests whose name contains TEXT
     --slow            also tests of more than 15 seconds
 
@@ -23,7 +24,7 @@ import time
 import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import test_handshake, test_hostile, test_peculiar, test_transmission  # noqa: E402
+import test_handshake, test_hostile, test_peculiar, test_sessions, test_transmission  # noqa: E402
 from wire import ALLOCATION, Client, resident  # noqa: E402
 
 
@@ -64,6 +65,12 @@ class Bed:
         if name not in self.names:
             raise Skip
         return name
+
+    def session(self, name):
+        """The export under a session of that name, where the server has such."""
+        if not self.options.sessions:
+            raise Skip
+        return self.export + b"?session=" + name
 
     def readonly(self):
         if not self.options.readonly:
@@ -141,7 +148,7 @@ def standard():
         subprocess.check_call([margined, "disk", "import", folder + "/image", "nbd", "--store", store], stdout=2)
         shown = subprocess.check_output([margined, "disk", "show", "nbd", "--json", "--store", store])
         status |= subprocess.call(own + [
-            "--export", "nbd", "--readonly", "nbd@%d" % json.loads(shown)["generation"], "--server", margined, "serve",
+            "--sessions", "--export", "nbd", "--readonly", "nbd@%d" % json.loads(shown)["generation"], "--server", margined, "serve",
             "--log-level", "warning", "--store", store, "--scratch", folder + "/scratch", "--listen", "127.0.0.1:0", "--unix",
             folder + "/margined.sock"])
     sys.exit(1 if status else 0)
@@ -157,6 +164,7 @@ def main():
     parser.add_argument("--readonly")
     parser.add_argument("--pid", type=int)
     parser.add_argument("--handshake-timeout", type=float)
+    parser.add_argument("--sessions", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--verbose", action="store_true")
@@ -176,7 +184,7 @@ def main():
         for text in options.addresses:
             address = parse(text)
             names = exports(address)
-            for module in (test_handshake, test_transmission, test_hostile, test_peculiar):
+            for module in (test_handshake, test_transmission, test_sessions, test_hostile, test_peculiar):
                 for name, test in tests(module):
                     if options.only not in name or (getattr(test, "is_slow", False) and not options.slow):
                         continue
