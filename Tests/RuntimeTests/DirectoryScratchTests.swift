@@ -324,18 +324,19 @@ import Testing
                 return file
             }
             let scratch = try DirectoryScratch(path: folder)
-            var longest = Duration.zero
+            // Sums: where closing is waited for they are alike, and one turn that another program took is not the matter.
+            var waited = Duration.zero
             var spared = Duration.zero
             for _ in 0..<5 {
                 var file: (any ScratchFile)? = try await fill(scratch)
-                longest = max(longest, clock.measure { file = nil })
+                waited += clock.measure { file = nil }
                 #expect(file == nil)
                 let raw = open(folder + "/g", O_RDWR | O_CREAT, 0o600)
                 for number in 0..<256 { #expect(pwrite(raw, bytes, bytes.count, off_t(number) << 20) == bytes.count) }
                 unlink(folder + "/g")
                 spared += clock.measure { _ = close(raw) }
             }
-            #expect(longest < spared / 5, "waited \(longest), and a close takes \(spared / 5)")
+            #expect(waited < spared / 3, "waited \(waited) in all, where closing takes \(spared)")
         }
     }
 }

@@ -145,6 +145,11 @@ class Chaos:
                 self.read_so_far[d.name] = (at + len(whole), count + len(ENDED.findall(whole)))
         return sum(count for _, count in self.read_so_far.values())
 
+    def was_refused(self):
+        """Whether a daemon has told the client that its session can't go on."""
+        told = f"session 's{SEED}-{self.sessions}' was away, so that session can't go on".encode()
+        return any(os.path.exists(d.log) and told in open(d.log, "rb").read() for d in self.daemons)
+
     def wait_ended(self, before, seconds):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -400,7 +405,10 @@ class Chaos:
                 self.wrong(f"{done['stuck']} parts of the load hung for {self.a.patience} s")
             if not self.found and not refused and self.rng.random() < 0.3:
                 said = self.client.ask("verify", drop=True, timeout=300)
-                self.looked(said, "on the mount that went on")
+                # The load may have ended before its session did: then this is the first to meet the refusal.
+                refused = bool(said["bad"]) and self.window != "60s" and self.was_refused()
+                if not refused:
+                    self.looked(said, "on the mount that went on")
             crash = bool(self.found) or refused or self.rng.random() < 0.4
         else:
             # The client learns of it at its next request; one that still has connections is ended.

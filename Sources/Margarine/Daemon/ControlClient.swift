@@ -17,8 +17,8 @@ public final class ControlClient: Sendable {
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw DaemonError("cannot make a socket: \(errnoText())") }
         guard address.connect(fd) == 0 else {
+            // Closed by `deinit`, which runs though this is an error.
             let reason = errno
-            Glibc.close(fd)
             switch reason {
             case ENOENT, ECONNREFUSED:
                 throw DaemonError(

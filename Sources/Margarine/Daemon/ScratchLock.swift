@@ -17,6 +17,7 @@ package final class ScratchLock: Sendable {
     package init(directory: String) throws(DaemonError) {
         try Self.makeDirectories(directory)
         let path = directory + "/lock"
+        // From here on closed by `deinit`, which runs though there be an error.
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard fd >= 0 else {
             throw DaemonError(
@@ -27,7 +28,6 @@ package final class ScratchLock: Sendable {
             var buffer = [UInt8](repeating: 0, count: 32)
             let count = max(0, pread(fd, &buffer, buffer.count, 0))
             let owner = String(decoding: buffer[..<count].prefix { $0 >= 48 && $0 <= 57 }, as: UTF8.self)
-            close(fd)
             guard reason == EWOULDBLOCK else {
                 throw DaemonError("cannot lock the scratch directory '\(directory)': \(errnoText(reason))")
             }
@@ -38,7 +38,6 @@ package final class ScratchLock: Sendable {
         let pid = Array("\(getpid())\n".utf8)
         if ftruncate(fd, 0) != 0 || pwrite(fd, pid, pid.count, 0) != pid.count {
             let reason = errno
-            close(fd)
             throw DaemonError("cannot write '\(path)': \(errnoText(reason))")
         }
     }
