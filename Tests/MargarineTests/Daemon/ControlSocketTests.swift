@@ -158,29 +158,33 @@ struct ScratchLockTests {
 /// Found by Thread Sanitizer's tests: what failed after it had opened a descriptor closed it twice, and between the two it could be
 /// somebody else's, a journal's for one.
 struct DescriptorTests {
+    private final class Seen: Sendable {
+        let isDone = Atomic(false)
+        let robbed = Atomic(0)
+    }
+
     @Test func whatFailsClosesItsDescriptorOnce() async throws {
         let folder = Folder()
         let path = folder.path
         let held = try ScratchLock(directory: path + "/scratch")
-        let isDone = Atomic(false)
-        let robbed = Atomic(0)
+        let seen = Seen()
         await withTaskGroup(of: Void.self) { group in
             group.addTask {
                 for _ in 0..<3_000 {
                     _ = try? ControlClient(path: path + "/nobody")
                     _ = try? ScratchLock(directory: path + "/scratch")
                 }
-                isDone.store(true, ordering: .releasing)
+                seen.isDone.store(true, ordering: .releasing)
             }
             group.addTask {
-                while !isDone.load(ordering: .acquiring) {
+                while !seen.isDone.load(ordering: .acquiring) {
                     let own = (0..<8).map { _ in dup(0) }
                     sched_yield()
-                    for fd in own where fd >= 0 && close(fd) != 0 { robbed.add(1, ordering: .relaxed) }
+                    for fd in own where fd >= 0 && close(fd) != 0 { seen.robbed.add(1, ordering: .relaxed) }
                 }
             }
         }
-        #expect(robbed.load(ordering: .relaxed) == 0)
+        #expect(seen.robbed.load(ordering: .relaxed) == 0)
         withExtendedLifetime(held) {}
     }
 }
