@@ -170,7 +170,7 @@ struct DescriptorTests {
         let seen = Seen()
         await withTaskGroup(of: Void.self) { group in
             group.addTask {
-                for _ in 0..<3_000 {
+                for _ in 0..<20_000 {
                     _ = try? ControlClient(path: path + "/nobody")
                     _ = try? ScratchLock(directory: path + "/scratch")
                 }
