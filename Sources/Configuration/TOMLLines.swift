@@ -28,9 +28,12 @@ struct TOMLLines {
         return 1
     }
 
+    /// No setting lies deeper; a key of a thousand parts must not cost a thousand times its length.
+    private static let maxDepth = 8
+
     /// Dotted keys and headers define all their prefixes; the first mention counts.
     private mutating func note(_ path: [String], _ line: Int) {
-        for count in 1...max(1, path.count) where count <= path.count {
+        for count in 1...Self.maxDepth where count <= path.count {
             let prefix = Array(path.prefix(count))
             if lines[prefix] == nil { lines[prefix] = line }
         }
