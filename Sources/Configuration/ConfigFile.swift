@@ -36,6 +36,10 @@ package enum ConfigFile {
     /// As `load`, from text.
     package static func apply(_ text: String, named path: String, to settings: inout Settings) throws {
         try checkHeaders(text, named: path)
+        if let line = TOMLArrays.strayEnd(text) {
+            throw ConfigError(
+                "\(path):\(line): a value is missing in a list: it holds values with commas between, and ends with ']'")
+        }
         let root: TOMLTable
         do {
             root = try TOMLTable(string: text)

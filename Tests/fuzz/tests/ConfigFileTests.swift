@@ -30,6 +30,25 @@ import Testing
         #expect(complaint("\n" + text) == "f:2: a date without its time; no key takes one")
     }
 
+    @Test(arguments: [
+        "listen = [}", "listen = ['a', }", "listen = [ # c\n } ]", "listen = [[\u{2028}]]", "listen = [\u{85}",
+        "'a[' = \"]\"\nlisten = [\"\"\"x\n]\"\"\", }", "x = { y = [,} }", "listen = ['a\\', }",
+    ])
+    func aListWithoutAValue(_ text: String) {
+        #expect(complaint("[serve]\n" + text)?.hasPrefix("f:") == true)
+        #expect(complaint("store = 'x' # [,}\n[serve]\nlisten = ['a', # [\n }") == "f:4: " + Self.missing)
+    }
+    private static let missing =
+        "a value is missing in a list: it holds values with commas between, and ends with ']'"
+
+    @Test(arguments: [
+        "listen = ['127.0.0.1:1', \"127.0.0.1:2}\",\n # }\n]", "listen = [] # [}", "scratch = '[,}'",
+        "scratch = \"\"\"/a[,\n}\"\"\"", "scratch = \"\\\"[}\"",
+    ])
+    func aListWithAllItsValues(_ text: String) {
+        #expect(complaint("[serve]\n" + text)?.contains(Self.missing) != true)
+    }
+
     @Test func datesInTextAreText() {
         #expect(complaint("# 2024-01-01 x\n[serve] # 2024-01-01T\nscratch = '/2024-01-01 x'\n") == nil)
     }
