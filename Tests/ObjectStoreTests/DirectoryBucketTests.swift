@@ -72,7 +72,7 @@ import Testing
                 held = [open(os.environ["LOCKS"] + "/" + str(n), "a") for n in range(64)]
                 for f in held: fcntl.flock(f, fcntl.LOCK_EX)
                 open(os.environ["LOCKS"] + "/../held", "w").close()
-                for n in range(2000):
+                while os.path.exists(os.environ["LOCKS"]):
                     if os.path.exists(os.environ["LOCKS"] + "/../release"): break
                     time.sleep(0.01)
                 """
@@ -85,7 +85,7 @@ import Testing
                 #expect(try await bucket.get("head", range: nil).bytes == [1])
                 best = min(best, ContinuousClock.now - started)
             }
-            #expect(best < .seconds(1), "reading needs no lock")
+            #expect(best < .seconds(patience), "reading needs no lock")
             let changed = Task { try await bucket.put("head", [2], if: .matches(tag)) }
             try await Task.sleep(nanoseconds: 300_000_000)
             #expect(try await bucket.get("head", range: nil).bytes == [1])

@@ -1,3 +1,4 @@
+import Foundation
 import Glibc
 import ObjectStore
 import Runtime
@@ -40,6 +41,9 @@ final class SkippingEnvironment: Environment {
     }
     func offload<T: Sendable>(_ work: @escaping @Sendable () -> T) async -> T { work() }
 }
+
+/// How many times longer to wait than usual: what a sanitizer makes slow is not broken.
+let patience = Int(ProcessInfo.processInfo.environment["MARGARINE_PATIENCE"] ?? "") ?? 1
 
 func splitMix(_ state: inout UInt64) -> UInt64 {
     state &+= 0x9e37_79b9_7f4a_7c15
