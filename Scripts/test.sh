@@ -49,7 +49,7 @@ stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
 stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
-all=(deps build format unit simulate cli nbd servers clients deadwrite ownership crash btrfs outage scale address crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
+all=(deps build format unit simulate cli nbd servers clients deadwrite ownership crash btrfs outage scale chaos address crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }
@@ -65,7 +65,7 @@ if [ "${1:-}" = --in-this-process ]; then
   exit
 fi
 # These take long: for those who ask for them.
-known=("${all[@]}" fuzz chaos thread)
+known=("${all[@]}" fuzz thread)
 if [ "${1:-}" = --list ]; then printf '%s\n' "${known[@]}"; exit 0; fi
 stages=("$@")
 if [ $# = 0 ]; then
