@@ -69,10 +69,12 @@ for kind in "${kinds[@]}"; do
     # the sanitizer. The fuzzer does look, where all that an input made is gone with it.
     export ASAN_OPTIONS=$common:detect_leaks=0
     export TSAN_OPTIONS=$common:suppressions=$root/Tests/sanitizers/thread.supp:history_size=4
-    # What is slow under a sanitizer is not broken: tests that wait for something wait longer. And its memory is its own.
+    # What is slow under a sanitizer is not broken: tests that wait for something wait longer, and fewer run at once (all of them
+    # together starve each other for half a minute). And its memory is its own.
     export MARGARINE_PATIENCE=6 SANITIZED=$kind
     case $part in
-      unit) LD_PRELOAD=$preload step "$name" "$root/$path/release/margarinePackageTests.xctest" --testing-library swift-testing ${filter[@]+"${filter[@]}"} ;;
+      unit) LD_PRELOAD=$preload step "$name" "$root/$path/release/margarinePackageTests.xctest" --testing-library swift-testing \
+        --experimental-maximum-parallelization-width 8 ${filter[@]+"${filter[@]}"} ;;
       nbd) [ ${#filter[@]} != 0 ] || LD_PRELOAD=$preload MARGINED=$root/$path/release/margined NBD_BUILD=$root/$path/release step "$name" /usr/bin/python3 Tests/nbd/run.py ;;
     esac
   done
