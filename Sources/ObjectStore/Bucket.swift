@@ -37,9 +37,13 @@ public struct Listing: Sendable {
     public struct Item: Sendable, Equatable {
         public var key: String
         public var lengthBytes: UInt64
-        public init(key: String, lengthBytes: UInt64) {
+        /// When the object was stored, by the store's clock: milliseconds since 1970. To be held against other times of
+        /// the same store only.
+        public var modifiedMs: Int64
+        public init(key: String, lengthBytes: UInt64, modifiedMs: Int64) {
             self.key = key
             self.lengthBytes = lengthBytes
+            self.modifiedMs = modifiedMs
         }
     }
     public var items: [Item]

@@ -70,14 +70,16 @@ extension DirectoryBucket {
         let key = folder + entry.name
         if !entry.isFolder {
             guard let status = Self.status(path(of: key)) else { return true }  // Removed meanwhile.
-            return page.add(key: key, lengthBytes: { UInt64(status.st_size) })
+            return page.add(key: key) {
+                (UInt64(status.st_size), Int64(status.st_mtim.tv_sec) * 1000 + Int64(status.st_mtim.tv_nsec / 1_000_000))
+            }
         }
         guard page.folder(of: key) != nil else { return try walk(key, &page) }
         // A folder stands for its keys: it is listed when it has one behind `after`.
         var probe = ListingPage(prefix: key, after: page.after, folders: false, limit: 1)
         _ = try walk(key, &probe)
         guard let first = probe.listing.items.first else { return true }
-        return page.add(key: first.key, lengthBytes: { 0 })
+        return page.add(key: first.key) { (0, 0) }
     }
 
     /// The next names of a folder behind `bound` that begin with `start`, sorted.

@@ -28,7 +28,7 @@ struct ListingPage {
     }
 
     /// Takes the next key; false when the page was full already, which also says that there are more pages.
-    mutating func add(key: String, lengthBytes: () -> UInt64) -> Bool {
+    mutating func add(key: String, _ object: () -> (lengthBytes: UInt64, modifiedMs: Int64)) -> Bool {
         if let after, !comesBefore(after, key) { return true }
         if let folder = folder(of: key) {
             if listing.folders.last == folder { return true }
@@ -38,7 +38,8 @@ struct ListingPage {
             return true
         }
         if isFull { return end() }
-        listing.items.append(Listing.Item(key: key, lengthBytes: lengthBytes()))
+        let (length, modified) = object()
+        listing.items.append(Listing.Item(key: key, lengthBytes: length, modifiedMs: modified))
         last = key
         return true
     }

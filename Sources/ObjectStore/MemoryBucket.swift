@@ -1,6 +1,7 @@
 // A bucket in memory, for tests and for the simulator: exact conditions, no clock, no chance, and no suspension, so
 // that what surrounds it alone decides the order of events.
 
+internal import CLinux
 import Synchronization
 
 /// A bucket that keeps its objects in memory. Its tags are numbers that are never used twice.
@@ -8,6 +9,7 @@ public final class MemoryBucket: Bucket {
     private struct Stored {
         var bytes: [UInt8]
         var etag: ETag
+        var modifiedMs: Int64
     }
     private struct State {
         var objects: [String: Stored] = [:]
@@ -17,8 +19,13 @@ public final class MemoryBucket: Bucket {
     }
     private let state = Mutex(State())
     public let name: String
+    private let wallMs: @Sendable () -> Int64
 
-    public init(name: String = "memory") { self.name = name }
+    /// - Parameter wallMs: the clock whose times listings show, in milliseconds since 1970; nil: the machine's.
+    public init(name: String = "memory", wallMs: (@Sendable () -> Int64)? = nil) {
+        self.name = name
+        self.wallMs = wallMs ?? { mg_realtime_ms() }
+    }
 
     /// Every key and its bytes, as they are now.
     public var contents: [String: [UInt8]] { state.withLock { $0.objects.mapValues { $0.bytes } } }
@@ -49,7 +56,7 @@ public final class MemoryBucket: Bucket {
             state.lastTag += 1
             let tag = ETag("m\(state.lastTag)")
             if current == nil { state.sortedKeys = nil }
-            state.objects[key] = Stored(bytes: bytes, etag: tag)
+            state.objects[key] = Stored(bytes: bytes, etag: tag, modifiedMs: wallMs())
             return tag
         }
         guard let tag else { throw conditionFailed(name, key, condition) }
@@ -64,7 +71,10 @@ public final class MemoryBucket: Bucket {
             var page = ListingPage(prefix: prefix, after: after, folders: folders, limit: limit)
             for key in keys[firstIndex(in: keys, from: max(prefix, after ?? "", by: comesBefore))...] {
                 guard key.hasPrefix(prefix) else { break }
-                if !page.add(key: key, lengthBytes: { UInt64(state.objects[key]!.bytes.count) }) { break }
+                let isTaken = page.add(key: key) {
+                    (UInt64(state.objects[key]!.bytes.count), state.objects[key]!.modifiedMs)
+                }
+                if !isTaken { break }
             }
             return page.listing
         }

@@ -66,10 +66,13 @@ struct S3Page {
                 guard let key = try key(element.child("Key"), isEncoded, storePrefix),
                     let length = (element.child("Size")?.text).flatMap({ UInt64($0) })
                 else { throw Malformed(reason: "an entry has no key or size") }
+                guard let modified = (element.child("LastModified")?.text).flatMap(millisecondsSince1970) else {
+                    throw Malformed(reason: "an entry has no time")
+                }
                 // What is not ours may lie there (a console makes `folder/`), but has no key in our sense.
                 guard isValidKey(key) else { continue }
                 try check(key, follows: items.last?.key)
-                items.append(Listing.Item(key: key, lengthBytes: length))
+                items.append(Listing.Item(key: key, lengthBytes: length, modifiedMs: modified))
             case "CommonPrefixes":
                 guard let folder = try key(element.child("Prefix"), isEncoded, storePrefix), folder.hasSuffix("/")
                 else {
@@ -109,4 +112,34 @@ struct S3Page {
             throw Malformed(reason: "it begins before the key it was to follow")
         }
     }
+}
+
+/// A time as listings have it, `2026-01-31T23:59:58.123Z`, in milliseconds; nil when it is none.
+func millisecondsSince1970(_ text: String) -> Int64? {
+    let form = Array("0000-00-00T00:00:00".utf8)
+    let bytes = Array(text.utf8)
+    guard bytes.count > form.count, bytes.last == UInt8(ascii: "Z") else { return nil }
+    for (byte, model) in zip(bytes, form)
+    where model == UInt8(ascii: "0") ? !(UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte) : byte != model {
+        return nil
+    }
+    func number(_ range: Range<Int>) -> Int64 { bytes[range].reduce(0) { $0 * 10 + Int64($1 - UInt8(ascii: "0")) } }
+    var ms: Int64 = 0
+    let fraction = bytes[form.count..<bytes.count - 1]
+    if !fraction.isEmpty {
+        let digits = fraction.dropFirst()
+        guard fraction.first == UInt8(ascii: "."), !digits.isEmpty, digits.allSatisfy({ $0 >= 48 && $0 <= 57 }) else {
+            return nil
+        }
+        ms = (Array(digits) + [48, 48, 48]).prefix(3).reduce(0) { $0 * 10 + Int64($1 - 48) }
+    }
+    let (year, month, day) = (number(0..<4), number(5..<7), number(8..<10))
+    guard (1970...9999).contains(year), (1...12).contains(month), (1...31).contains(day) else { return nil }
+    // Days from a calendar whose years begin in March.
+    let y = month <= 2 ? year - 1 : year
+    let era = y / 400
+    let dayOfYear = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1
+    let dayOfEra = (y - era * 400) * 365 + (y - era * 400) / 4 - (y - era * 400) / 100 + dayOfYear
+    let days = era * 146_097 + dayOfEra - 719_468
+    return ((days * 24 + number(11..<13)) * 60 + number(14..<16)) * 60_000 + number(17..<19) * 1000 + ms
 }

@@ -21,12 +21,13 @@ extension Catalog {
     package func export(
         _ name: String, generation: UInt64? = nil, to output: ImageOutput, progress: WorkProgress = { _, _ in }
     ) async throws(CatalogError) {
-        let head = try await load(name).head
+        let found = try await load(name)
+        let head = found.head
         let cache = ManifestCache(store.locations)
         var manifest = head.manifest(cache: cache)
         var sizeBytes = head.sizeBytes
         if let generation {
-            let record = try await store.heads.record(head, generation: generation)
+            let record = try await found.heads.record(head, generation: generation)
             manifest = .open(record, cache: cache)
             sizeBytes = record.sizeBytes
         }
@@ -116,7 +117,7 @@ extension Catalog {
             throw CatalogError(.invalid, "an image of \(image.sizeBytes) bytes cannot become a disk")
         }
         let imageBytes = (image.sizeBytes + sector - 1) / sector * sector
-        let place = try await store.heads.load(name)
+        let place = try await store.find(name)
         var head: Head
         if let found = place?.head, !found.deleted {
             guard found.record == nil, found.owner == nil else {
@@ -136,7 +137,7 @@ extension Catalog {
         let (edit, blockBytes) = try await load(
             image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
         let manifest = try await CatalogError.wrap { () async throws(StoreError) in
-            try await edit.write(to: store.bucket, location: 0, environment: store.environment)
+            try await edit.write(to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
         }
         head.advance(
             to: GenerationRecord(
@@ -144,7 +145,7 @@ extension Catalog {
                 committedAtMs: store.environment.wallMs, journalSequence: 0,
                 newBytes: blockBytes + manifest.bytesWritten,
                 manifest: manifest))
-        guard case .won = try await store.heads.swap(head, expecting: place?.etag) else {
+        guard case .won = try await (place?.heads ?? store.heads).swap(head, expecting: place?.etag) else {
             throw CatalogError(
                 .conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")
         }
@@ -205,11 +206,11 @@ extension Catalog {
             let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Geometry.blockBytes, alignment: 4096)
             defer { buffer.deallocate() }
             try image.read(into: buffer, at: block * UInt64(Geometry.blockBytes))
-            return encodeBase(UnsafeRawBufferPointer(buffer), id: id, location: 0)
+            return encodeBase(UnsafeRawBufferPointer(buffer), id: id, location: store.locations.near)
         }
         guard let (object, ref) = packed else { return nil }
         try await CatalogError.wrap { () async throws(StoreError) in
-            _ = try await store.bucket.put(id.blockKey, object, if: .none)
+            _ = try await store.locations.nearBucket.put(id.blockKey, object, if: .none)
         }
         return ref
     }

@@ -19,7 +19,8 @@ extension Catalog {
     ) async throws(CatalogError) -> DiskInfo {
         try DiskSize.check(sizeBytes)
         for _ in 0..<Self.maxAttempts {
-            let (old, etag) = try await load(name)
+            let found = try await load(name)
+            let old = found.head
             var head = old
             if sizeBytes < old.sizeBytes {
                 guard shrink else {
@@ -37,28 +38,28 @@ extension Catalog {
                 }
                 head.dispossess()
                 head.sizeBytes = sizeBytes
-                try await cut(&head, from: old)
+                try await cut(&head, from: found)
             } else {
                 head.sizeBytes = sizeBytes
             }
             if head == old { return try await info(old) }
-            if case .won = try await store.heads.swap(head, expecting: etag) { return try await info(head) }
+            if case .won = try await found.heads.swap(head, expecting: found.etag) { return try await info(head) }
         }
         throw Self.conflict(name)
     }
 
     /// Makes the current generation one that ends at the head's size.
-    private func cut(_ head: inout Head, from old: Head) async throws(CatalogError) {
-        guard let record = old.record, record.sizeBytes > head.sizeBytes else { return }
+    private func cut(_ head: inout Head, from old: Store.Found) async throws(CatalogError) {
+        guard let record = old.head.record, record.sizeBytes > head.sizeBytes else { return }
         let manifest = Manifest.open(record, cache: ManifestCache(store.locations))
         var edit = ManifestEdit(manifest)
         edit.resize(to: head.sizeBytes)
         let tail = try await cutLastBlock(manifest, at: head.sizeBytes)
         if let tail { edit.set(tail.block, tail.entry) }
         let new = try await CatalogError.wrap { () async throws(StoreError) in
-            try await edit.write(to: store.bucket, location: 0, environment: store.environment)
+            try await edit.write(to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
         }
-        try await store.heads.archive(old)
+        try await old.heads.archive(old.head)
         head.advance(
             to: GenerationRecord(
                 diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .resized,
@@ -81,10 +82,10 @@ extension Catalog {
         let id = store.environment.objectID()
         bytes.replaceSubrange(kept..., with: repeatElement(0, count: bytes.count - kept))
         let cut = bytes
-        let packed = await store.environment.offload { cut.withUnsafeBytes { encodeBase($0, id: id, location: 0) } }
+        let packed = await store.environment.offload { cut.withUnsafeBytes { encodeBase($0, id: id, location: store.locations.near) } }
         guard let packed else { return (block, nil) }
         try await CatalogError.wrap { () async throws(StoreError) in
-            _ = try await store.bucket.put(id.blockKey, packed.object, if: .none)
+            _ = try await store.locations.nearBucket.put(id.blockKey, packed.object, if: .none)
         }
         return (block, BlockEntry(base: packed.ref, deltas: []))
     }

@@ -5,8 +5,8 @@
 // stops; a change that does not (options, a larger size) leaves epoch, owner and generation alone, and the owner takes
 // it over at its next swap (`HeadStore.update`).
 
-package import ObjectStore
-import Runtime
+internal import ObjectStore
+internal import Runtime
 
 package struct Catalog: Sendable {
     package let store: Store
@@ -25,7 +25,7 @@ package struct Catalog: Sendable {
     /// All disks, by name.
     package func list() async throws(CatalogError) -> [DiskInfo] {
         let heads = try await inParallel(try await names(), limit: 16) { (name) async throws(CatalogError) -> Head? in
-            try await store.heads.load(name)?.head
+            try await store.find(name)?.head
         }.compactMap { $0 }.filter { !$0.deleted }
         // Each server is looked at once, however many disks it has.
         var owners: [String: Head.Owner] = [:]
@@ -59,20 +59,20 @@ package struct Catalog: Sendable {
 
     /// The recorded generations of a disk, oldest first, the current one last.
     package func generations(_ name: String) async throws(CatalogError) -> [GenerationRecord] {
-        let head = try await load(name).head
+        let found = try await load(name)
+        let (heads, head) = (found.heads, found.head)
         var numbers: [UInt64] = []
         var after: String?
         let folder = GenerationRecord.folder(disk: name)
         repeat {
             let place = after
             let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await store.bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
+                try await heads.bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
             }
             numbers += page.items.compactMap { UInt64($0.key.dropFirst(folder.utf8.count)) }
             after = page.next
         } while after != nil
         if let record = head.record, numbers.last != record.generation { numbers.append(record.generation) }
-        let heads = store.heads
         return try await inParallel(numbers.filter { $0 <= head.generation }, limit: 16) {
             (number) async throws(CatalogError) -> GenerationRecord? in
             do throws(CatalogError) {
@@ -90,8 +90,8 @@ package struct Catalog: Sendable {
     }
 
     /// The head of a disk that exists.
-    package func load(_ name: String) async throws(CatalogError) -> (head: Head, etag: ETag) {
-        guard let found = try await store.heads.load(name), !found.head.deleted else { throw Self.notFound(name) }
+    package func load(_ name: String) async throws(CatalogError) -> Store.Found {
+        guard let found = try await store.find(name), !found.head.deleted else { throw Self.notFound(name) }
         return found
     }
 
@@ -106,9 +106,11 @@ package struct Catalog: Sendable {
         try DiskSize.check(sizeBytes)
         try Self.check(options)
         for _ in 0..<Self.maxAttempts {
-            let place = try await store.heads.load(name)
+            let place = try await store.find(name)
             let head = try newHead(name, over: place?.head, sizeBytes: sizeBytes, options: options)
-            if case .won = try await store.heads.swap(head, expecting: place?.etag) { return try await info(head) }
+            if case .won = try await (place?.heads ?? store.heads).swap(head, expecting: place?.etag) {
+                return try await info(head)
+            }
         }
         throw Self.conflict(name)
     }
@@ -126,6 +128,7 @@ package struct Catalog: Sendable {
             head.generation = old.generation
             head.epoch = old.epoch + 1
         }
+        head.pin(head.generation + 1)
         return head
     }
 
@@ -143,7 +146,7 @@ package struct Catalog: Sendable {
 
     /// Changes options. A server that has the disk takes them over with its next commit or attachment.
     package func set(_ name: String, _ change: OptionsChange) async throws(CatalogError) -> DiskInfo {
-        try await self.change(name) { (head: inout Head, _) async throws(CatalogError) in
+        try await self.change(name) { (head: inout Head, _, _) async throws(CatalogError) in
             if let rule = change.safePoints { head.options.safePoints = rule }
             if let durability = change.durability { head.options.durability = durability }
             if let ms = change.resumeWindowMs { head.options.resumeWindowMs = ms }
@@ -155,8 +158,10 @@ package struct Catalog: Sendable {
     ///
     /// - Parameter force: also when a live server has it; the server loses it.
     package func delete(_ name: String, force: Bool = false) async throws(CatalogError) {
-        _ = try await change(name) { (head: inout Head, alive) async throws(CatalogError) in
+        _ = try await change(name) { (head: inout Head, heads, alive) async throws(CatalogError) in
             if alive && !force { throw Self.owned(head, "delete it") }
+            // Whoever forks it right now finds the generation named until it is retired.
+            try await heads.archive(head)
             head.bury()
         }
     }
@@ -165,7 +170,7 @@ package struct Catalog: Sendable {
     ///
     /// - Parameter force: also when the owner is alive.
     package func release(_ name: String, force: Bool = false) async throws(CatalogError) -> DiskInfo {
-        try await change(name) { (head: inout Head, alive) async throws(CatalogError) in
+        try await change(name) { (head: inout Head, _, alive) async throws(CatalogError) in
             if alive && !force { throw Self.owned(head, "take it") }
             if head.owner != nil || head.session != nil { head.dispossess() }
         }
@@ -173,15 +178,16 @@ package struct Catalog: Sendable {
 
     /// Loads, changes and swaps a head until it holds. `change` learns whether the owner is alive.
     func change(
-        _ name: String, _ change: (inout Head, _ ownerAlive: Bool) async throws(CatalogError) -> Void
+        _ name: String, _ change: (inout Head, HeadStore, _ ownerAlive: Bool) async throws(CatalogError) -> Void
     ) async throws(CatalogError) -> DiskInfo {
         for _ in 0..<Self.maxAttempts {
-            let (old, etag) = try await load(name)
+            let found = try await load(name)
+            let old = found.head
             let alive = try await store.isAlive(old.owner, process: process)
             var head = old
-            try await change(&head, alive)
+            try await change(&head, found.heads, alive)
             if head == old { return DiskInfo(old, ownerAlive: alive) }
-            if case .won = try await store.heads.swap(head, expecting: etag) {
+            if case .won = try await found.heads.swap(head, expecting: found.etag) {
                 return DiskInfo(head, ownerAlive: alive && head.owner != nil)
             }
         }

@@ -32,14 +32,16 @@ enum ControlObject {
     }
 
     /// The value in `bytes`. `what` names the object for people.
+    ///
+    /// - Parameter oldest: the earliest format that `type` still reads.
     static func open<T: Codable>(
-        _ type: T.Type, _ bytes: [UInt8], kind: String, format: Int, what: String
+        _ type: T.Type, _ bytes: [UInt8], kind: String, format: Int, oldest: Int? = nil, what: String
     ) throws(CatalogError) -> T {
         guard bytes.count <= maxBytes else {
             throw CatalogError(.corrupt, "\(what) has \(bytes.count) bytes: not a \(kind)")
         }
-        let head = Array(head(kind, format).utf8)
-        guard bytes.starts(with: head) else {
+        let heads = ((oldest ?? format)...format).map { Array(head(kind, $0).utf8) }
+        guard let head = heads.first(where: { bytes.starts(with: $0) }) else {
             let start = "{\"margarine\":\"\(kind)\",\"format\":"
             if bytes.starts(with: Array(start.utf8)) {
                 let version = String(

@@ -23,6 +23,14 @@ package enum GenerationKind: String, Sendable, Codable, CaseIterable {
     case imported
     /// The disk was made smaller.
     case resized
+    /// The first of a disk that began as another one's generation.
+    case forked
+    /// An earlier generation of the same disk once more.
+    case rolledBack
+    /// Out of a stream of `disk send`.
+    case received
+    /// The same bytes at another location.
+    case localized
 }
 
 package struct GenerationRecord: Sendable, Equatable, Codable {
@@ -47,8 +55,39 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
     package var depth: Int
     /// The top of the manifest; nil when the disk is all zeroes.
     package var root: PageRef?
+    /// Which generation it is the same as: of `forked`, `rolledBack` and `received`.
+    package var origin: Origin?
 
-    static let format = 1
+    /// A generation of some disk, perhaps of another store.
+    package struct Origin: Sendable, Equatable, Codable {
+        /// Its name then.
+        package var disk: String
+        package var diskID: ObjectID
+        package var generation: UInt64
+        package init(disk: String, diskID: ObjectID, generation: UInt64) {
+            self.disk = disk
+            self.diskID = diskID
+            self.generation = generation
+        }
+
+        enum CodingKeys: String, CodingKey { case disk, diskID, generation }
+        package init(from decoder: any Decoder) throws {
+            let c = try decoder.container(keyedBy: CodingKeys.self)
+            disk = try c.decode(String.self, forKey: .disk)
+            diskID = try c.decodeObjectID(.diskID)
+            generation = try c.decode(UInt64.self, forKey: .generation)
+        }
+        package func encode(to encoder: any Encoder) throws {
+            var c = encoder.container(keyedBy: CodingKeys.self)
+            try c.encode(disk, forKey: .disk)
+            try c.encode(diskID.description, forKey: .diskID)
+            try c.encode(generation, forKey: .generation)
+        }
+    }
+
+    static let format = 2
+    /// Format 1 has no `origin` and fewer kinds.
+    static let oldestFormat = 1
 
     package init(
         diskID: ObjectID, generation: UInt64, epoch: UInt64, kind: GenerationKind, committedAtMs: Int64,
@@ -82,7 +121,7 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
 
     /// Reads and checks the record stored under `key`.
     static func decode(_ bytes: [UInt8], key: String) throws(CatalogError) -> GenerationRecord {
-        let record = try ControlObject.open(Self.self, bytes, kind: "generation", format: format, what: "'\(key)'")
+        let record = try ControlObject.open(Self.self, bytes, kind: "generation", format: format, oldest: oldestFormat, what: "'\(key)'")
         try record.check(what: "'\(key)'")
         return record
     }
@@ -93,13 +132,14 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
             journalSequence < ControlObject.countLimit, ControlObject.times.contains(committedAtMs),
             DiskSize.isValid(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
             usedBlocks == root?.usedBlocks ?? 0, storedBytes == root?.storedBytes ?? 0,
-            usedBlocks <= ManifestShape.blocks(sizeBytes: sizeBytes)
+            usedBlocks <= ManifestShape.blocks(sizeBytes: sizeBytes),
+            origin.map({ DiskName.isValid($0.disk) && $0.generation < ControlObject.countLimit }) ?? true
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
     }
 
     enum CodingKeys: String, CodingKey {
         case diskID, generation, epoch, sizeBytes, kind, committedAtMs, journalSequence, usedBlocks, storedBytes,
-            newBytes, depth, root
+            newBytes, depth, root, origin
     }
 
     package init(from decoder: any Decoder) throws {
@@ -116,6 +156,7 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
         newBytes = try c.decode(UInt64.self, forKey: .newBytes)
         depth = try c.decode(Int.self, forKey: .depth)
         root = try c.decodeIfPresent(PageRef.self, forKey: .root)
+        origin = try c.decodeIfPresent(Origin.self, forKey: .origin)
     }
 
     package func encode(to encoder: any Encoder) throws {
@@ -132,5 +173,6 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
         try c.encode(newBytes, forKey: .newBytes)
         try c.encode(depth, forKey: .depth)
         try c.encodeIfPresent(root, forKey: .root)
+        try c.encodeIfPresent(origin, forKey: .origin)
     }
 }

@@ -41,13 +41,24 @@ package struct Head: Sendable, Equatable, Codable {
     package var deleted: Bool
     /// The current generation; nil: the disk is empty, all zeroes.
     package private(set) var record: GenerationRecord?
+    /// Generations that history keeps whatever its rule says, ascending; from the start the first one of the disk. At most
+    /// `maxPinned`.
+    package private(set) var pinned: [UInt64]
+    /// Nobody writes this disk: it is attached read-only, without an owner.
+    package var isReadOnly: Bool
+    /// Somebody waits for what is safe now to be committed; the owner takes it away once that is done.
+    package var commitWanted: ObjectID?
     /// Random in every write, so that a write can be told from one with the same content.
     package internal(set) var nonce: ObjectID
 
     package static let maxLostSessions = 64
     /// Longest name of a session in bytes.
     package static let maxSessionBytes = 128
-    static let format = 1
+    /// Most pinned generations.
+    package static let maxPinned = 1024
+    static let format = 2
+    /// Format 1 has no `pinned`, `readOnly`, `commitWanted` and `historyDensity`.
+    static let oldestFormat = 1
 
     /// The head of a disk that has never been written.
     package init(diskID: ObjectID, name: String, sizeBytes: UInt64, options: DiskOptions, createdAtMs: Int64) {
@@ -60,16 +71,18 @@ package struct Head: Sendable, Equatable, Codable {
         epoch = 0
         lostSessions = []
         deleted = false
+        pinned = []
+        isReadOnly = false
         nonce = ObjectID(high: 0, low: 0)
     }
 
-    // What people and the committer ask of the current generation.
-    package var usedBlocks: UInt64 { record?.usedBlocks ?? 0 }
-    package var storedBytes: UInt64 { record?.storedBytes ?? 0 }
+    // What people and the committer ask of the current generation. Never inlined: Swift 6.3 with -O fails on it.
+    @inline(never) package var usedBlocks: UInt64 { record?.usedBlocks ?? 0 }
+    @inline(never) package var storedBytes: UInt64 { record?.storedBytes ?? 0 }
     /// nil before the first commit.
-    package var committedAtMs: Int64? { record?.committedAtMs }
+    @inline(never) package var committedAtMs: Int64? { record?.committedAtMs }
     /// The journal record number that the current generation contains, of the journal of epoch `record.epoch`.
-    package var journalSequence: UInt64 { record?.journalSequence ?? 0 }
+    @inline(never) package var journalSequence: UInt64 { record?.journalSequence ?? 0 }
 
     /// Makes `record` the current generation; it must follow the present one.
     package mutating func advance(to record: GenerationRecord) {
@@ -78,6 +91,14 @@ package struct Head: Sendable, Equatable, Codable {
         generation = record.generation
         self.record = record
     }
+
+    /// Keeps a generation whatever the rule of history says, or no longer. Pinning one too many changes nothing.
+    package mutating func pin(_ number: UInt64) {
+        if pinned.contains(number) || pinned.count >= Self.maxPinned { return }
+        pinned.append(number)
+        pinned.sort()
+    }
+    package mutating func unpin(_ number: UInt64) { pinned.removeAll { $0 == number } }
 
     /// Notes that the session's acknowledged writes are lost. The oldest note leaves when there are too many.
     package mutating func lose(session: String) {
@@ -100,6 +121,9 @@ package struct Head: Sendable, Equatable, Codable {
         deleted = true
         record = nil
         lostSessions = []
+        pinned = []
+        commitWanted = nil
+        isReadOnly = false
     }
 
     /// The manifest of the current generation, at the size that the disk has now. No I/O.
@@ -115,14 +139,16 @@ package struct Head: Sendable, Equatable, Codable {
     /// Reads and checks the head stored for `name`.
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
-        let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, what: what)
+        let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
         guard head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
             head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
             ControlObject.times.contains(head.owner?.sinceMs ?? 0),
             (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
             head.lostSessions.count <= maxLostSessions, head.generation == head.record?.generation ?? head.generation,
             head.record?.diskID ?? head.diskID == head.diskID, head.record?.epoch ?? 0 <= head.epoch,
-            head.record?.sizeBytes ?? 0 <= head.sizeBytes
+            head.record?.sizeBytes ?? 0 <= head.sizeBytes,
+            (0...DiskOptions.maxHistoryDensity).contains(head.options.historyDensity),
+            head.pinned.count <= maxPinned, zip(head.pinned, head.pinned.dropFirst()).allSatisfy(<)
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }
         try head.record?.check(what: what)
         return head
@@ -130,7 +156,7 @@ package struct Head: Sendable, Equatable, Codable {
 
     enum CodingKeys: String, CodingKey {
         case diskID, name, sizeBytes, options, generation, epoch, owner, session, lostSessions, createdAtMs, deleted,
-            record, nonce
+            record, nonce, pinned, readOnly, commitWanted
     }
 
     package init(from decoder: any Decoder) throws {
@@ -148,6 +174,9 @@ package struct Head: Sendable, Equatable, Codable {
         deleted = try c.decode(Bool.self, forKey: .deleted)
         record = try c.decodeIfPresent(GenerationRecord.self, forKey: .record)
         nonce = try c.decodeObjectID(.nonce)
+        pinned = try c.decodeIfPresent([UInt64].self, forKey: .pinned) ?? []
+        isReadOnly = try c.decodeIfPresent(Bool.self, forKey: .readOnly) ?? false
+        commitWanted = c.contains(.commitWanted) ? try c.decodeObjectID(.commitWanted) : nil
     }
 
     package func encode(to encoder: any Encoder) throws {
@@ -165,5 +194,8 @@ package struct Head: Sendable, Equatable, Codable {
         try c.encode(deleted, forKey: .deleted)
         try c.encodeIfPresent(record, forKey: .record)
         try c.encode(nonce.description, forKey: .nonce)
+        try c.encode(pinned, forKey: .pinned)
+        try c.encode(isReadOnly, forKey: .readOnly)
+        try c.encodeIfPresent(commitWanted?.description, forKey: .commitWanted)
     }
 }

@@ -23,7 +23,21 @@ package struct Store: Sendable {
 
     /// The bucket that heads, records and heartbeats are in: location 0.
     package var bucket: any Bucket { locations.buckets[0] }
+    /// Where new disks get their heads.
     package var heads: HeadStore { HeadStore(bucket: bucket, environment: environment) }
+
+    /// A head, and where it is.
+    package struct Found: Sendable {
+        package var heads: HeadStore
+        package var head: Head
+        package var etag: ETag
+    }
+
+    /// The head of a name, also when it is a tombstone; nil when the name has never been used.
+    package func find(_ name: String) async throws(CatalogError) -> Found? {
+        guard let (head, etag) = try await heads.load(name) else { return nil }
+        return Found(heads: heads, head: head, etag: etag)
+    }
 
     /// Opens the store at a URL.
     ///

@@ -56,7 +56,7 @@ final class CommitWriter: @unchecked Sendable {
         self.layer = layer
         context = disk.context
         edit = ManifestEdit(disk.manifest)
-        encoder = DeltaEncoder(id: disk.context.makeID(), location: 0)
+        encoder = DeltaEncoder(id: disk.context.makeID(), location: disk.context.locations.near)
     }
 
     /// Stores everything but the head. Returns the new manifest, and the bytes put into the store.
@@ -103,7 +103,7 @@ final class CommitWriter: @unchecked Sendable {
         }
         try await sendDeltas()
         let manifest = try await edit.write(
-            to: context.locations.bucket(0), location: 0, environment: context.environment)
+            to: context.locations.nearBucket, location: context.locations.near, environment: context.environment)
         return (manifest, newBytes + manifest.bytesWritten)
     }
 
@@ -152,7 +152,7 @@ final class CommitWriter: @unchecked Sendable {
         if encoder.isEmpty { return }
         let full = encoder
         let entries = pending
-        encoder = DeltaEncoder(id: context.makeID(), location: 0)
+        encoder = DeltaEncoder(id: context.makeID(), location: context.locations.near)
         pending = [:]
         let finished = await context.environment.offload { Finished(full.finish()) }
         try await put(full.id, finished.object)
@@ -175,7 +175,7 @@ final class CommitWriter: @unchecked Sendable {
     // MARK: Bases
 
     private func writeBase(_ change: BlockChange) async throws {
-        var encoder = BaseEncoder(id: context.makeID(), location: 0)
+        var encoder = BaseEncoder(id: context.makeID(), location: context.locations.near)
         for index in 0..<Geometry.slicesPerBlock {
             let slice = SliceIndex(index)
             let own = change.slices.first { $0.slice == slice } ?? SliceChange(slice: slice, data: .none, zero: .none)
@@ -202,7 +202,7 @@ final class CommitWriter: @unchecked Sendable {
 
     private func put(_ id: ObjectID, _ object: [UInt8]) async throws {
         if disk.lost != nil { throw StoreError(.refused, "the disk is no longer this server's") }
-        _ = try await context.locations.bucket(0).put(id.blockKey, object, if: .none)
+        _ = try await context.locations.nearBucket.put(id.blockKey, object, if: .none)
         newBytes += UInt64(object.count)
         await context.loader.adopt(id: id, bytes: object)
     }

@@ -123,6 +123,11 @@ extension GenerationKind {
         case .imported: 5
         case .resized: 6
         case .journalFull: 7
+        // Never in a journal: they are made on the store.
+        case .forked: 8
+        case .rolledBack: 9
+        case .received: 10
+        case .localized: 11
         }
     }
 

@@ -10,10 +10,14 @@ package import ObjectStore
 /// The buckets of a store, by the location number that references carry.
 package struct Locations: Sendable {
     package var buckets: [any Bucket]
-    package init(_ buckets: [any Bucket]) {
-        precondition(!buckets.isEmpty && buckets.count <= 256)
+    /// Where new objects go.
+    package var near: UInt8
+    package init(_ buckets: [any Bucket], near: UInt8 = 0) {
+        precondition(!buckets.isEmpty && buckets.count <= 256 && Int(near) < buckets.count)
         self.buckets = buckets
+        self.near = near
     }
+    package var nearBucket: any Bucket { buckets[Int(near)] }
     /// The bucket at `location`; `.refused` when the store knows of none.
     package func bucket(_ location: UInt8) throws(StoreError) -> any Bucket {
         guard Int(location) < buckets.count else {
