@@ -71,7 +71,10 @@ extension DirectoryBucket {
         if !entry.isFolder {
             guard let status = Self.status(path(of: key)) else { return true }  // Removed meanwhile.
             return page.add(key: key) {
-                (UInt64(status.st_size), Int64(status.st_mtim.tv_sec) * 1000 + Int64(status.st_mtim.tv_nsec / 1_000_000))
+                (
+                    UInt64(status.st_size),
+                    Int64(status.st_mtim.tv_sec) * 1000 + Int64(status.st_mtim.tv_nsec / 1_000_000)
+                )
             }
         }
         guard page.folder(of: key) != nil else { return try walk(key, &page) }

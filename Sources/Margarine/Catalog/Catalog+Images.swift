@@ -137,7 +137,8 @@ extension Catalog {
         let (edit, blockBytes) = try await load(
             image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
         let manifest = try await CatalogError.wrap { () async throws(StoreError) in
-            try await edit.write(to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
+            try await edit.write(
+                to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
         }
         head.advance(
             to: GenerationRecord(

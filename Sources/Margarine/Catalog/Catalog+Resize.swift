@@ -57,7 +57,8 @@ extension Catalog {
         let tail = try await cutLastBlock(manifest, at: head.sizeBytes)
         if let tail { edit.set(tail.block, tail.entry) }
         let new = try await CatalogError.wrap { () async throws(StoreError) in
-            try await edit.write(to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
+            try await edit.write(
+                to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
         }
         try await old.heads.archive(old.head)
         head.advance(
@@ -82,7 +83,9 @@ extension Catalog {
         let id = store.environment.objectID()
         bytes.replaceSubrange(kept..., with: repeatElement(0, count: bytes.count - kept))
         let cut = bytes
-        let packed = await store.environment.offload { cut.withUnsafeBytes { encodeBase($0, id: id, location: store.locations.near) } }
+        let packed = await store.environment.offload {
+            cut.withUnsafeBytes { encodeBase($0, id: id, location: store.locations.near) }
+        }
         guard let packed else { return (block, nil) }
         try await CatalogError.wrap { () async throws(StoreError) in
             _ = try await store.locations.nearBucket.put(id.blockKey, packed.object, if: .none)

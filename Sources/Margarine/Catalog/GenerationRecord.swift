@@ -121,7 +121,8 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
 
     /// Reads and checks the record stored under `key`.
     static func decode(_ bytes: [UInt8], key: String) throws(CatalogError) -> GenerationRecord {
-        let record = try ControlObject.open(Self.self, bytes, kind: "generation", format: format, oldest: oldestFormat, what: "'\(key)'")
+        let record = try ControlObject.open(
+            Self.self, bytes, kind: "generation", format: format, oldest: oldestFormat, what: "'\(key)'")
         try record.check(what: "'\(key)'")
         return record
     }

@@ -139,7 +139,8 @@ package struct Head: Sendable, Equatable, Codable {
     /// Reads and checks the head stored for `name`.
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
-        let head = try ControlObject.open(Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
+        let head = try ControlObject.open(
+            Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
         guard head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
             head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
             ControlObject.times.contains(head.owner?.sinceMs ?? 0),
