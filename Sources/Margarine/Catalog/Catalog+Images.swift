@@ -27,7 +27,7 @@ extension Catalog {
         var manifest = head.manifest(cache: cache)
         var sizeBytes = head.sizeBytes
         if let generation {
-            let record = try await found.heads.record(head, generation: generation)
+            let record = try await keptRecord(generation, of: found)
             manifest = .open(record, cache: cache)
             sizeBytes = record.sizeBytes
         }
@@ -120,7 +120,7 @@ extension Catalog {
         let place = try await store.find(name)
         var head: Head
         if let found = place?.head, !found.deleted {
-            guard found.record == nil, found.owner == nil else {
+            guard found.record == nil, found.owner == nil, !found.isReadOnly else {
                 throw CatalogError(
                     .exists, "disk '\(name)' is in use or has been written already; import under another name")
             }

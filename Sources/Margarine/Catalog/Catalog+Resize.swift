@@ -21,6 +21,10 @@ extension Catalog {
         for _ in 0..<Self.maxAttempts {
             let found = try await load(name)
             let old = found.head
+            if old.isReadOnly, sizeBytes != old.sizeBytes {
+                throw CatalogError(
+                    .invalid, "disk '\(name)' is read-only and keeps its size; fork it, and resize the fork")
+            }
             var head = old
             if sizeBytes < old.sizeBytes {
                 guard shrink else {
@@ -29,13 +33,7 @@ extension Catalog {
                         "disk '\(name)' has \(old.sizeBytes) bytes; what lies behind \(sizeBytes) would be lost: use --shrink to mean it"
                     )
                 }
-                if let owner = old.owner, !force {
-                    if try await store.isAlive(owner, process: process) { throw Self.owned(old, "make it smaller") }
-                    throw CatalogError(
-                        .owned,
-                        "disk '\(name)' was last served by \(owner.host), which did not give it back; attach it once to recover what that server acknowledged, or use --force to lose it"
-                    )
-                }
+                try await refuseOwned(old, force: force, "make it smaller")
                 head.dispossess()
                 head.sizeBytes = sizeBytes
                 try await cut(&head, from: found)

@@ -201,6 +201,12 @@ public final class Daemon: StatusSource {
         parts?.disks.apply(diskSettings(settings))
     }
 
+    /// Looks at the heads of its disks now rather than with the next heartbeat: somebody has changed one.
+    public func look() async -> ControlAnswer {
+        await state.withLock { $0.parts }?.disks.checkOwnership()
+        return ControlAnswer()
+    }
+
     // MARK: Status
 
     public func status() async -> StatusReport {

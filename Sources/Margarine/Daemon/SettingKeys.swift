@@ -64,6 +64,9 @@ extension SettingKey {
         .duration(
             "resume-window", table: "new-disk", 0...DiskOptions.maxResumeWindowMs, reload: false,
             \.newDisk.resumeWindowMs),
+        .count(
+            "history-density", table: "new-disk", 0...DiskOptions.maxHistoryDensity, reload: false,
+            \.newDisk.historyDensity),
     ]
 
     /// The tables of the file.

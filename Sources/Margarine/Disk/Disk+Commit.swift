@@ -22,7 +22,8 @@ extension Disk {
 
     private func isDue(_ layer: Layer) -> Bool {
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
-        return isDraining || session == nil || !commitWaiters.isEmpty || layer.dataBytes >= context.settings.commitBytes
+        return isDraining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
+            || layer.dataBytes >= context.settings.commitBytes
             || journal.liveBytes > context.settings.journalLimitBytes / 2 || context.journals.isFilling
             || nowNs >= layer.frozenAtNs + interval
     }

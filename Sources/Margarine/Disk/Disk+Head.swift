@@ -65,6 +65,7 @@ extension Disk {
         case .advance(let record): next.advance(to: record)
         case .release: next.owner = nil
         }
+        if next.commitWanted != nil, wantedSequence <= next.journalSequence { next.commitWanted = nil }
         if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
         next.session = next.owner == nil ? nil : session?.name ?? ended?.name
         for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
@@ -92,13 +93,24 @@ extension Disk {
         let isOurs = found.epoch == head.epoch && found.owner?.server == serverID
         guard isOurs || context.settings.fault == .epochIgnored else { return false }
         let grew = found.sizeBytes != head.sizeBytes
+        let isWanted = found.commitWanted != nil && found.commitWanted != head.commitWanted
         head = found
         headTag = tag
+        if isWanted {
+            noteWanted()
+            startCommit()
+        }
         if grew {
             log.notice("disk \(name): its size is \(found.sizeBytes) bytes now")
             manifest = found.manifest(cache: context.manifests)
         }
         return true
+    }
+
+    /// What is safe now is to be committed at once, and the wish for it taken out of the head.
+    func noteWanted() {
+        wantedSequence = (waiting ?? committing)?.lastSequence ?? head.journalSequence
+        headIsStale = true
     }
 
     private static func describeLoss(_ found: Head) -> String {

@@ -61,7 +61,7 @@ package final class DiskManager: ExportProvider {
             for folder in page.folders {
                 let name = String(folder.dropFirst("disks/".count).dropLast())
                 guard let found = try? await heads.load(name), !found.head.deleted else { continue }
-                infos.append(DiskManager.info(name, found.head.sizeBytes))
+                infos.append(DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
             }
             after = page.next
         } while after != nil && infos.count < 10_000
@@ -73,11 +73,11 @@ package final class DiskManager: ExportProvider {
         if export.generation == nil, let disk = await opened(export.disk) {
             return DiskManager.info(export.disk, disk.size)
         }
-        let head = try await stored(export.disk)
-        guard let generation = export.generation else { return DiskManager.info(export.disk, head.sizeBytes) }
-        let record = try await AttachError.wrap { () throws(CatalogError) in
-            try await heads.record(head, generation: generation)
+        let head = try await stored(export.disk).head
+        guard let generation = export.generation else {
+            return DiskManager.info(export.disk, head.sizeBytes, isReadOnly: head.isReadOnly)
         }
+        let record = try await kept(head, generation)
         return ExportInfo(
             name: exportName, sizeBytes: record.sizeBytes, isReadOnly: true,
             description: "generation \(generation) of disk \(export.disk)")
@@ -86,9 +86,18 @@ package final class DiskManager: ExportProvider {
     package func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
         let export = try ExportName(exportName)
         if state.withLock({ $0.isDraining }) { throw AttachError(.shutdown, "the server is shutting down") }
-        if let generation = export.generation { return try await attachSnapshot(export.disk, generation) }
+        if let generation = export.generation {
+            let head = try await stored(export.disk).head
+            return try await attachSnapshot(head, try await kept(head, generation))
+        }
         for _ in 0..<10 {
-            let (context, disk) = try await open(export.disk, session: export.session)
+            var known: (head: Head, etag: ETag)?
+            if !state.withLock({ $0.disks[export.disk] != nil }) {
+                let found = try await stored(export.disk)
+                if found.head.isReadOnly { return try await attachSnapshot(found.head, found.head.record) }
+                known = found
+            }
+            let (context, disk) = try await open(export.disk, session: export.session, known: known)
             let admitted: Result<Admission?, AttachError> = await context.run {
                 // Given back just now: open it again.
                 while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
@@ -108,22 +117,28 @@ package final class DiskManager: ExportProvider {
         throw AttachError(.unavailable, "disk '\(export.disk)' is being given back; try again")
     }
 
-    private static func info(_ name: String, _ size: UInt64) -> ExportInfo {
-        ExportInfo(name: name, sizeBytes: size, isReadOnly: false, description: "Margarine disk \(name)")
+    private static func info(_ name: String, _ size: UInt64, isReadOnly: Bool = false) -> ExportInfo {
+        ExportInfo(name: name, sizeBytes: size, isReadOnly: isReadOnly, description: "Margarine disk \(name)")
     }
 
-    private func stored(_ name: String) async throws(AttachError) -> Head {
-        guard let (head, _) = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
-            !head.deleted
+    private func stored(_ name: String) async throws(AttachError) -> (head: Head, etag: ETag) {
+        guard let found = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
+            !found.head.deleted
         else { throw AttachError(.unknown, "there is no disk '\(name)'") }
-        return head
+        return found
+    }
+
+    private func kept(_ head: Head, _ generation: UInt64) async throws(AttachError) -> GenerationRecord {
+        try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.keptRecord(head, generation: generation)
+        }
     }
 
     // MARK: Disks
 
     /// The disk, opened if it is not yet.
     private func open(
-        _ name: String, session: String?, onlyOwn: Bool = false
+        _ name: String, session: String?, onlyOwn: Bool = false, known: (head: Head, etag: ETag)? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
         let opening = state.withLock { state in
             if let present = state.disks[name] { return present }
@@ -131,8 +146,8 @@ package final class DiskManager: ExportProvider {
             let number = state.count
             let context = contexts[Int(number % UInt64(contexts.count))]
             let opener = DiskOpener(
-                name: name, session: session, server: server, takeover: takeover, heads: heads, context: context,
-                isAlive: isAlive)
+                name: name, session: session, server: server, takeover: takeover, heads: heads, known: known,
+                context: context, isAlive: isAlive)
             context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
@@ -237,19 +252,22 @@ package final class DiskManager: ExportProvider {
 
     // MARK: Generations
 
-    private func attachSnapshot(_ name: String, _ generation: UInt64) async throws(AttachError) -> AttachedDevice {
-        let key = "\(name)@\(generation)"
-        let head = try await stored(name)
-        let record = try await AttachError.wrap { () throws(CatalogError) in
-            try await heads.record(head, generation: generation)
-        }
+    /// - Parameter record: nil: of a disk that was never written.
+    private func attachSnapshot(_ head: Head, _ record: GenerationRecord?) async throws(AttachError) -> AttachedDevice {
+        let key = "\(head.name)@\(record?.generation ?? 0)"
+        // A read-only disk may be larger than what it was forked from.
+        let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
         let (snapshot, context) = state.withLock { state in
             if let present = state.snapshots[key] { return present }
             state.count += 1
             let context = contexts[Int(state.count % UInt64(contexts.count))]
             context.startOnce()
             let made = (
-                Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context
+                Snapshot(
+                    name: key,
+                    manifest: Manifest(
+                        sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests),
+                    context: context), context
             )
             state.snapshots[key] = made
             return made

@@ -27,6 +27,8 @@ struct DiskOpener {
     let server: ServerIdentity
     let takeover: Takeover
     let heads: HeadStore
+    /// The head as it was just now, to save asking again.
+    var known: (head: Head, etag: ETag)?
     let context: DiskContext
     let isAlive: @Sendable (String) async throws -> String?
 
@@ -45,8 +47,8 @@ struct DiskOpener {
 
     /// Attaches. With `onlyOwn`, only a disk that is this server's already (at start).
     func open(onlyOwn: Bool = false) async throws(AttachError) -> Disk {
-        for _ in 0..<5 {
-            if let disk = try await attempt(onlyOwn: onlyOwn) {
+        for number in 0..<5 {
+            if let disk = try await attempt(onlyOwn: onlyOwn, known: number == 0 ? known : nil) {
                 disk.isFresh = !onlyOwn
                 return disk
             }
@@ -54,10 +56,13 @@ struct DiskOpener {
         throw AttachError(.unavailable, "disk '\(name)': other servers keep changing its head; try again")
     }
 
-    private func attempt(onlyOwn: Bool) async throws(AttachError) -> Disk? {
-        guard let (head, tag) = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
-            !head.deleted
-        else { throw AttachError(.unknown, "there is no disk '\(name)'") }
+    private func attempt(onlyOwn: Bool, known: (head: Head, etag: ETag)?) async throws(AttachError) -> Disk? {
+        var found = known
+        if found == nil { found = try await AttachError.wrap { () throws(CatalogError) in try await heads.load(name) } }
+        guard let (head, tag) = found, !head.deleted else {
+            throw AttachError(.unknown, "there is no disk '\(name)'")
+        }
+        if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
         if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner) }
