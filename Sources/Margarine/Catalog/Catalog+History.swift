@@ -108,19 +108,21 @@ extension Catalog {
         // It must not leave history meanwhile.
         let wasPinned = first.head.pinned.contains(generation)
         if !wasPinned { _ = try await pin(name, generation: generation) }
-        let result: Result<DiskInfo, CatalogError>
+        let failure: CatalogError?
         do throws(CatalogError) {
-            result = .success(try await advanceBack(name, to: generation, diskID: first.head.diskID, force: force))
+            try await advanceBack(name, to: generation, diskID: first.head.diskID, force: force)
+            failure = nil
         } catch {
-            result = .failure(error)
+            failure = error
         }
         if !wasPinned { _ = try? await unpin(name, generation: generation) }
-        return try result.get()
+        if let failure { throw failure }
+        return try await show(name)
     }
 
     private func advanceBack(
         _ name: String, to generation: UInt64, diskID: ObjectID, force: Bool
-    ) async throws(CatalogError) -> DiskInfo {
+    ) async throws(CatalogError) {
         for _ in 0..<Self.maxAttempts {
             let found = try await load(name)
             let old = found.head
@@ -135,7 +137,7 @@ extension Catalog {
             head.sizeBytes = record.sizeBytes
             try await found.heads.archive(old)
             head.advance(to: record.again(in: head, kind: .rolledBack, from: old, store: store))
-            if case .won = try await found.heads.swap(head, expecting: found.etag) { return try await info(head) }
+            if case .won = try await found.heads.swap(head, expecting: found.etag) { return }
         }
         throw Self.conflict(name)
     }
