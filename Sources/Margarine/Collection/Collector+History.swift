@@ -103,7 +103,8 @@ struct HistoryThinning: Sendable {
         guard let head = try await heads.load(name)?.head else {
             throw CatalogError(
                 .corrupt,
-                "\(heads.bucket.name): disk '\(name)' has objects and no head: nothing is deleted before it is restored")
+                "\(heads.bucket.name): disk '\(name)' has objects and no head: nothing is deleted before it is restored"
+            )
         }
         outcome.isDisk = !head.deleted
         var gone: Set<UInt64> = []
@@ -132,7 +133,10 @@ struct HistoryThinning: Sendable {
         outcome.generations.removed = UInt64(gone.count)
 
         var retiring: [UInt64] = []
-        for number in try await scan.generations(name) {
+        let numbers = try await scan.generations(name)
+        // The current one has no record of its own yet, or has.
+        if head.record != nil, !numbers.contains(head.generation) { outcome.generations.kept += 1 }
+        for number in numbers {
             // Removed just now; also where a listing is behind.
             if gone.contains(number) { continue }
             if waiting.contains(number) {

@@ -58,7 +58,12 @@ package struct Collector: Sendable {
         progress: @escaping @Sendable (CollectionProgress) -> Void = { _ in }
     ) async throws(CatalogError) -> CollectionSummary {
         let role = options.isDryRun ? nil : try await CollectorRole.take(store, options)
-        let round = CollectionRound(self, role: role, progress: progress)
+        var graceMs = role?.graceMs ?? options.graceMs
+        if graceMs == nil {
+            graceMs = try await store.collection()?.effectiveGraceMs(nowMs: store.environment.wallMs)
+        }
+        let round = CollectionRound(
+            self, role: role, graceMs: graceMs ?? CollectionState.defaultGraceMs, progress: progress)
         let failure: CatalogError
         do throws(CatalogError) {
             try await round.run()
@@ -95,13 +100,16 @@ final class CollectionRound: @unchecked Sendable {
     let garbage: PartitionedFile
     let trace: PageTrace
 
-    init(_ collector: Collector, role: CollectorRole?, progress: @escaping @Sendable (CollectionProgress) -> Void) {
+    init(
+        _ collector: Collector, role: CollectorRole?, graceMs: Int64,
+        progress: @escaping @Sendable (CollectionProgress) -> Void
+    ) {
         store = collector.store
         options = collector.options
         fault = collector.fault
         self.role = role
         self.progress = progress
-        graceMs = role?.graceMs ?? options.graceMs ?? CollectionState.defaultGraceMs
+        self.graceMs = graceMs
         let (scratch, folder, bits) = (collector.scratch, collector.options.folder, collector.options.partitionBits)
         func file(_ name: String, width: Int, bits: Int) -> PartitionedFile {
             PartitionedFile(scratch, path: "\(folder)/\(name)", partitionBits: bits, width: width)

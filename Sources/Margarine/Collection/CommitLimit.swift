@@ -11,11 +11,12 @@ internal import Synchronization
 /// What this process knows of the store's grace period, and since when. Refreshed with the heartbeat.
 package final class GraceGauge: Sendable {
     struct Reading: Sendable {
-        var graceMs: Int64
-        /// nil: a fixed one, that never gets old.
+        var state: CollectionState?
+        /// nil: the default, that never gets old.
         var at: Instant?
+        var graceMs: Int64 { state?.graceMs ?? CollectionState.defaultGraceMs }
     }
-    private let reading = Mutex(Reading(graceMs: CollectionState.defaultGraceMs, at: nil))
+    private let reading = Mutex(Reading())
 
     /// Says the default until it is refreshed.
     package init() {}
@@ -25,8 +26,7 @@ package final class GraceGauge: Sendable {
         // Before the question: the answer may be of any time since.
         let at = Instant(environment)
         let state = try await CollectionState.load(bucket)?.state
-        let graceMs = state?.graceMs ?? CollectionState.defaultGraceMs
-        reading.withLock { $0 = Reading(graceMs: graceMs, at: at) }
+        reading.withLock { $0 = Reading(state: state, at: at) }
     }
 
     var current: Reading { reading.withLock { $0 } }
