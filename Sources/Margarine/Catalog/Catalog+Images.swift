@@ -134,6 +134,7 @@ extension Catalog {
             try Self.check(options)
             head = try newHead(name, over: place?.head, sizeBytes: imageBytes, options: options)
         }
+        let limit = try await CommitLimit.begin(store)
         let (edit, blockBytes) = try await load(
             image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
         let manifest = try await CatalogError.wrap { () async throws(StoreError) in
@@ -146,6 +147,7 @@ extension Catalog {
                 committedAtMs: store.environment.wallMs, journalSequence: 0,
                 newBytes: blockBytes + manifest.bytesWritten,
                 manifest: manifest))
+        try await limit.check(asking: true, what: "the import of '\(name)'")
         guard case .won = try await (place?.heads ?? store.heads).swap(head, expecting: place?.etag) else {
             throw CatalogError(
                 .conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")

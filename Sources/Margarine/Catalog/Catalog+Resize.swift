@@ -26,6 +26,7 @@ extension Catalog {
                     .invalid, "disk '\(name)' is read-only and keeps its size; fork it, and resize the fork")
             }
             var head = old
+            var limit: CommitLimit?
             if sizeBytes < old.sizeBytes {
                 guard shrink else {
                     throw CatalogError(
@@ -36,11 +37,13 @@ extension Catalog {
                 try await refuseOwned(old, force: force, "make it smaller")
                 head.dispossess()
                 head.sizeBytes = sizeBytes
+                limit = try await CommitLimit.begin(store)
                 try await cut(&head, from: found)
             } else {
                 head.sizeBytes = sizeBytes
             }
             if head == old { return try await info(old) }
+            try await limit?.check(asking: true, what: "making disk '\(name)' smaller")
             if case .won = try await found.heads.swap(head, expecting: found.etag) { return try await info(head) }
         }
         throw Self.conflict(name)

@@ -34,10 +34,13 @@ public final class Daemon: StatusSource {
         let listener: Listener
         /// Accepts, shakes hands, beats, and does what is no disk's.
         let door: Loop
+        let grace: GraceGauge
+        let collection: ScheduledCollection
 
         init(
             store: Store, counters: StoreCounters, server: ServerIdentity, cache: SliceCache, files: BlockFiles,
-            contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop
+            contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop,
+            grace: GraceGauge, collection: ScheduledCollection
         ) {
             self.store = store
             self.counters = counters
@@ -48,6 +51,8 @@ public final class Daemon: StatusSource {
             self.disks = disks
             self.listener = listener
             self.door = door
+            self.grace = grace
+            self.collection = collection
         }
     }
 
@@ -73,6 +78,8 @@ public final class Daemon: StatusSource {
         let counters = StoreCounters()
         let store = try await Store.open(url: settings.store ?? "", environment: environment, counters: counters)
         try await store.beat(heartbeat(server, addresses: [], settings))
+        let grace = GraceGauge()
+        try await grace.refresh(store.bucket, environment: environment)
 
         let door = try Loop(name: "door")
         door.start()
@@ -81,7 +88,7 @@ public final class Daemon: StatusSource {
         let loader = BlockLoader(
             locations: store.locations.buckets, cache: cache, files: files, environment: environment,
             spawn: { door.run(task: $0) })
-        let contexts = try makeContexts(settings, scratch, store, loader)
+        let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
             contexts: contexts, heads: store.heads, server: server, takeover: settings.takeover, log: log,
             isAlive: { [environment] id in
@@ -93,8 +100,8 @@ public final class Daemon: StatusSource {
         let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
-            disks: disks,
-            listener: listener, door: door)
+            disks: disks, listener: listener, door: door, grace: grace,
+            collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: grace, log: log))
         state.withLock { $0.parts = parts }
 
         await files.start()
@@ -102,11 +109,12 @@ public final class Daemon: StatusSource {
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
         door.run { [weak self] in await self?.beat(parts) }
+        parts.collection.apply(settings)
         return addresses
     }
 
     private func makeContexts(
-        _ settings: Settings, _ scratch: DirectoryScratch, _ store: Store, _ loader: BlockLoader
+        _ settings: Settings, _ scratch: DirectoryScratch, _ store: Store, _ loader: BlockLoader, _ grace: GraceGauge
     ) throws -> [DiskContext] {
         // Every loop's share of the dirty memory must hold the largest request, or that would wait for ever.
         let count = min(
@@ -119,7 +127,7 @@ public final class Daemon: StatusSource {
                 locations: store.locations, loader: loader,
                 manifests: ManifestCache(store.locations, budgetBytes: max(4 << 20, (64 << 20) / count)),
                 arena: FrameArena(budgetBytes: Int(settings.dirtyMemoryBytes) / count), journals: journals,
-                log: log, settings: diskSettings(settings))
+                log: log, settings: diskSettings(settings), grace: grace)
         }
     }
 
@@ -157,9 +165,12 @@ public final class Daemon: StatusSource {
 
     // MARK: Heartbeat
 
-    private func heartbeat(_ server: ServerIdentity, addresses: [String], _ settings: Settings) -> ServerRecord {
+    private func heartbeat(
+        _ server: ServerIdentity, addresses: [String], reading: [String] = [], _ settings: Settings
+    ) -> ServerRecord {
         LocalProcess.record(
-            id: server.id, addresses: addresses, environment: environment, freshForMs: settings.ownerDeadAfterMs)
+            id: server.id, addresses: addresses, environment: environment, freshForMs: settings.ownerDeadAfterMs,
+            reading: reading)
     }
 
     /// Says that this server lives, and looks whether its disks are still its own, as long as it runs.
@@ -168,7 +179,9 @@ public final class Daemon: StatusSource {
             let (settings, addresses, isDraining) = state.withLock { ($0.settings, $0.addresses, $0.isDraining) }
             if isDraining, !parts.disks.hasDisks { return }
             do {
-                try await parts.store.beat(heartbeat(parts.server, addresses: addresses, settings))
+                try await parts.store.beat(
+                    heartbeat(parts.server, addresses: addresses, reading: parts.disks.reading, settings))
+                try await parts.grace.refresh(parts.store.bucket, environment: environment)
             } catch {
                 log.warning("the heartbeat could not be written: \(error)")
             }
@@ -186,6 +199,7 @@ public final class Daemon: StatusSource {
             return state.parts
         }
         guard let parts else { return }
+        await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
         for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
@@ -199,6 +213,7 @@ public final class Daemon: StatusSource {
             return state.parts
         }
         parts?.disks.apply(diskSettings(settings))
+        parts?.collection.apply(settings)
     }
 
     /// Looks at the heads of its disks now rather than with the next heartbeat: somebody has changed one.
@@ -233,10 +248,12 @@ public final class Daemon: StatusSource {
         var sessions = disks.compactMap(\.1)
         for connection in await parts.listener.sessions() { Daemon.add(connection, to: &sessions) }
         sessions.sort { ($0.address, $0.export) < ($1.address, $1.export) }
-        return StatusReport(
+        var report = StatusReport(
             daemon: daemon, store: storeStatus(parts), memoryCache: memoryStatus(parts.cache),
             scratchCache: scratchStatus(parts.files, parts.cache), sessions: sessions,
             disks: disks.map(\.0).sorted { $0.name < $1.name })
+        report.collection = parts.collection.status
+        return report
     }
 
     /// Adds a connection's counts to its session, or makes one for a reader of a generation.

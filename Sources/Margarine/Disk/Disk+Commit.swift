@@ -85,6 +85,8 @@ extension Disk {
             active = Layer(pages: pages)
         }
         if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
+        let limit = CommitLimit(
+            context.grace, bucket: context.locations.buckets[0], environment: context.environment)
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
         guard lost == nil else { return }
@@ -93,7 +95,8 @@ extension Disk {
             diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: layer.kind,
             committedAtMs: context.environment.wallMs, journalSequence: layer.lastSequence, newBytes: newBytes,
             manifest: written)
-        try await swapHead(.advance(record))
+        // One that took too long is tried again from the beginning, with new objects; the layers are all still here.
+        try await swapHead(.advance(record), within: limit)
         guard lost == nil else { return }
         precondition(head.generation == record.generation)
         // One step, between two turns of the loop: whoever reads finds either the layer or the generation with it.

@@ -18,16 +18,22 @@ extension Disk {
     /// Stores the head with `change` applied, and with the present session. When a user changed options or size meanwhile,
     /// those are taken over. When another server has the disk, it is lost here, and nothing was changed.
     ///
-    /// - Throws: the store failed; nothing is known to have changed. Try again.
-    func swapHead(_ change: HeadChange) async throws(CatalogError) {
+    /// - Parameter limit: of what the head is to name.
+    /// - Throws: the store failed, or the limit is over; nothing is known to have changed. Try again.
+    func swapHead(_ change: HeadChange, within limit: CommitLimit? = nil) async throws(CatalogError) {
         await headTurn()
-        let failure = await swapInTurn(change)
+        let failure = await swapInTurn(change, within: limit)
         endHeadTurn()
         if let failure { throw failure }
     }
 
-    private func swapInTurn(_ change: HeadChange) async -> CatalogError? {
+    private func swapInTurn(_ change: HeadChange, within limit: CommitLimit?) async -> CatalogError? {
         while lost == nil {
+            do throws(CatalogError) {
+                try await limit?.check(what: "disk '\(name)': a commit")
+            } catch {
+                return error
+            }
             let next = nextHead(change)
             switch await outcome(of: next) {
             case .success(.won(let tag)):

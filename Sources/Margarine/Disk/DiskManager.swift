@@ -236,6 +236,9 @@ package final class DiskManager: ExportProvider {
         _ = await forEachDisk { disk in await disk.drain() }
     }
 
+    /// The generations that are attached read-only, as `NAME@GENERATION`.
+    package var reading: [String] { state.withLock { $0.snapshots.keys.sorted() } }
+
     package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
 
     package func apply(_ settings: DiskSettings) {

@@ -203,7 +203,7 @@ extension AttachError {
         case .notFound: self.init(.unknown, error.description)
         case .invalid: self.init(.invalid, error.description)
         case .owned, .exists, .conflict: self.init(.refused, error.description)
-        case .corrupt, .store, .file: self.init(.unavailable, error.description)
+        case .corrupt, .store, .file, .tooSlow: self.init(.unavailable, error.description)
         }
     }
 }
