@@ -22,6 +22,7 @@ struct Disk: ParsableCommand {
             DiskCreate.self, DiskSet.self, DiskList.self, DiskShow.self, DiskResize.self, DiskDelete.self,
             DiskExport.self, DiskImport.self, DiskRelease.self,
             DiskFork.self, DiskHistory.self, DiskPin.self, DiskUnpin.self, DiskRollback.self,
+            DiskDiff.self, DiskSend.self, DiskReceive.self,
         ])
 }
 
