@@ -30,7 +30,9 @@ extension Catalog {
                     )
                 }
                 if let owner = old.owner, !force {
-                    if try await store.isAlive(owner, process: process) { throw Self.owned(old, "make it smaller") }
+                    if try await found.heads.isAlive(owner, process: process) {
+                        throw Self.owned(old, "make it smaller")
+                    }
                     throw CatalogError(
                         .owned,
                         "disk '\(name)' was last served by \(owner.host), which did not give it back; attach it once to recover what that server acknowledged, or use --force to lose it"
@@ -42,8 +44,10 @@ extension Catalog {
             } else {
                 head.sizeBytes = sizeBytes
             }
-            if head == old { return try await info(old) }
-            if case .won = try await found.heads.swap(head, expecting: found.etag) { return try await info(head) }
+            if head == old { return try await info(old, at: found.heads) }
+            if case .won = try await found.heads.swap(head, expecting: found.etag) {
+                return try await info(head, at: found.heads)
+            }
         }
         throw Self.conflict(name)
     }

@@ -26,9 +26,9 @@ struct DiskOpener {
     let session: String?
     let server: ServerIdentity
     let takeover: Takeover
-    let heads: HeadStore
+    let store: Store
     let context: DiskContext
-    let isAlive: @Sendable (String) async throws -> String?
+    let isAlive: OwnerProbe
 
     static let journalRoot = "journal"
     static let lostRoot = "lost"
@@ -55,12 +55,13 @@ struct DiskOpener {
     }
 
     private func attempt(onlyOwn: Bool) async throws(AttachError) -> Disk? {
-        guard let (head, tag) = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
-            !head.deleted
+        guard let found = try await AttachError.wrap({ () throws(CatalogError) in try await store.find(name) }),
+            !found.head.deleted
         else { throw AttachError(.unknown, "there is no disk '\(name)'") }
+        let (heads, head) = (found.heads, found.head)
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
-        if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner) }
+        if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner, heads) }
 
         let folder = DiskOpener.journalFolder(name, head.diskID)
         let pages = DirtyPages(arena: context.arena)
@@ -93,15 +94,18 @@ struct DiskOpener {
             }
             next.session = session.flatMap { next.lostSessions.contains($0) ? nil : $0 }
         }
-        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: tag) }) {
+        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: found.etag)
+            })
+        {
         case .lost: return nil
         case .won(let tag):
-            return make(next, tag, folder, pages, replayed, survives: survives)
+            return make(next, tag, heads, folder, pages, replayed, survives: survives)
         }
     }
 
     private func make(
-        _ head: Head, _ tag: ETag, _ folder: String, _ pages: DirtyPages, _ replayed: ReplayedJournal?, survives: Bool
+        _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages,
+        _ replayed: ReplayedJournal?, survives: Bool
     ) -> Disk {
         let journal = Journal(
             folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence, pages: pages,
@@ -134,9 +138,9 @@ struct DiskOpener {
     }
 
     /// Another server has the disk: may it be taken?
-    private func checkDead(_ owner: Head.Owner) async throws(AttachError) {
+    private func checkDead(_ owner: Head.Owner, _ heads: HeadStore) async throws(AttachError) {
         let sign: String?
-        do { sign = try await isAlive(owner.server) } catch {
+        do { sign = try await isAlive(owner.server, heads) } catch {
             throw AttachError(
                 .unavailable, "disk '\(name)': whether server \(owner.server) is alive can't be told: \(error)")
         }
