@@ -19,13 +19,22 @@ public func openBucket(
     url: String, environment: any Environment, check: Bool = true, retries: RetryPolicy = RetryPolicy(),
     transport settings: TransportSettings = TransportSettings(), counters: StoreCounters = StoreCounters()
 ) async throws(StoreError) -> any Bucket {
+    RetryingBucket(
+        try await openTransport(
+            url: url, environment: environment, check: check, transport: settings, counters: counters),
+        environment: environment, policy: retries, counters: counters)
+}
+
+/// The same without what repeats calls: for those who put something between.
+public func openTransport(
+    url: String, environment: any Environment, check: Bool = true,
+    transport settings: TransportSettings = TransportSettings(), counters: StoreCounters = StoreCounters()
+) async throws(StoreError) -> any Bucket {
     let transport: any Bucket
     switch try StoreURL(url) {
     case .file(let path): transport = try await DirectoryBucket.open(path: path, readOnly: !check)
     case .s3(let address):
         transport = try await S3Bucket.open(address, environment: environment, check: check, settings: settings)
     }
-    return RetryingBucket(
-        CountingBucket(transport, counters: counters, environment: environment), environment: environment,
-        policy: retries, counters: counters)
+    return CountingBucket(transport, counters: counters, environment: environment)
 }

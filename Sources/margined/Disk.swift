@@ -30,11 +30,16 @@ extension StoreOptions {
     /// Opens the store of the command.
     /// - Parameter readOnly: nothing is written; a directory that may only be read will do.
     func catalog(readOnly: Bool = false) async throws -> Catalog {
+        Catalog(try await open(try settingsWithStore(), readOnly: readOnly))
+    }
+
+    /// Opens the store that the settings name.
+    func open(_ settings: Settings, readOnly: Bool = false) async throws -> Store {
         let environment = SystemEnvironment(workers: ProcessInfo.processInfo.activeProcessorCount)
         // Somebody waits: a store that is away is told sooner than a daemon would give up.
         let retries = RetryPolicy(firstPauseMs: 50, longestPauseMs: 2000, deadlineMs: 15_000)
-        return Catalog(
-            try await Store.open(url: try url(), environment: environment, readOnly: readOnly, retries: retries))
+        return try await Store.open(
+            urls: settings.places, near: settings.near, environment: environment, readOnly: readOnly, retries: retries)
     }
 }
 
@@ -46,6 +51,20 @@ struct DiskNameArgument: ExpressibleByArgument {
     }
     func check() throws {
         do { try DiskName.check(text) } catch { throw ValidationError(error.description) }
+    }
+}
+
+/// `--location`, of commands that make a disk.
+struct NewDiskLocation: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Of a store with several locations, the one that keeps the disk's head. Default: the near one.",
+            valueName: "location"))
+    var location: String?
+
+    /// Its number; nil: nobody chose.
+    func number(in store: Store) throws -> UInt8? {
+        try location.map { try store.location(named: $0).number }
     }
 }
 

@@ -21,6 +21,7 @@ struct DiskCreate: AsyncParsableCommand {
     var size: String
 
     @OptionGroup var options: DiskOptionFlags
+    @OptionGroup var place: NewDiskLocation
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
@@ -33,7 +34,9 @@ struct DiskCreate: AsyncParsableCommand {
         var settings = try source.settings()
         try options.apply(to: &settings)
         let bytes = try DiskSizeArgument(size).bytes
-        let disk = try await source.catalog().create(name.text, sizeBytes: bytes, options: settings.newDisk)
+        let catalog = try await source.catalog()
+        let disk = try await catalog.create(
+            name.text, sizeBytes: bytes, options: settings.newDisk, location: try place.number(in: catalog.store))
         if json { try disk.print(json: true) }
     }
 }

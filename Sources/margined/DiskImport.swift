@@ -18,6 +18,7 @@ struct DiskImport: AsyncParsableCommand {
     @Argument(help: "The image: a file or a block device.") var file: String
     @Argument(help: "The disk.") var name: DiskNameArgument
     @OptionGroup var options: DiskOptionFlags
+    @OptionGroup var place: NewDiskLocation
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
@@ -27,10 +28,11 @@ struct DiskImport: AsyncParsableCommand {
         var settings = try source.settings()
         try options.apply(to: &settings)
         let catalog = try await source.catalog()
+        let location = try place.number(in: catalog.store)
         let image = try ImageInput(path: file)
         let progress = Progress("import \(name.text)")
         defer { progress.finish() }
-        let disk = try await catalog.import(image, as: name.text, options: settings.newDisk) {
+        let disk = try await catalog.import(image, as: name.text, options: settings.newDisk, location: location) {
             progress.update(doneBytes: $0, totalBytes: $1)
         }
         progress.finish()

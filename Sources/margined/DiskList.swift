@@ -6,6 +6,8 @@ struct DiskList: AsyncParsableCommand {
         commandName: "list",
         abstract: "Show all disks of a store.",
         discussion: """
+            Of a store with several locations, those of all of them; when one is out of reach, the rest, and exit status 1.
+
             Examples:
               margined disk list --store file:///srv/disks
               margined disk list --json --config /etc/margined.toml
@@ -15,6 +17,11 @@ struct DiskList: AsyncParsableCommand {
     @Flag(help: "Print a JSON array.") var json = false
 
     func run() async throws {
-        try DiskInfo.print(try await source.catalog(readOnly: true).list(), json: json)
+        let catalog = try await source.catalog(readOnly: true)
+        let listed = try await catalog.list()
+        try DiskInfo.print(listed.disks, json: json, withLocations: catalog.store.locations.hasSeveral)
+        guard let last = listed.failures.last else { return }
+        for failure in listed.failures.dropLast() { Failure.say("not all disks are shown: \(failure)") }
+        throw Failure("not all disks are shown: \(last)")
     }
 }

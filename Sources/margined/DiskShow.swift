@@ -39,7 +39,10 @@ struct DiskShow: AsyncParsableCommand {
 
     func run() async throws {
         let catalog = try await source.catalog(readOnly: true)
-        guard generations else { return try await catalog.show(name.text).print(json: json) }
+        guard generations else {
+            return try await catalog.show(name.text)
+                .print(json: json, withLocation: catalog.store.locations.hasSeveral)
+        }
         let all = try await catalog.generations(name.text).map(Generation.init)
         if json { return try Output.json(all) }
         var table = Table(["GENERATION", "COMMITTED", "SIZE", "BLOCKS", "STORED"], rightAligned: [0, 2, 3, 4])

@@ -91,10 +91,7 @@ struct Serve: AsyncParsableCommand {
 
     func run() async throws {
         let settings = try settings()
-        guard settings.store != nil else {
-            throw ValidationError(
-                "no store is given: use --store URL, 'store' in the --config file, or MARGARINE_STORE")
-        }
+        try settings.checkStore()
         let level = SharedLogLevel()
         level.current = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         let isJournal = ProcessInfo.processInfo.environment["JOURNAL_STREAM"] != nil

@@ -31,6 +31,10 @@ struct StatusText {
             text += "; the last" + (store.lastErrorAgeMs.map { " \(DurationMs.readable($0)) ago" } ?? "") + ": \(error)"
         }
         field("store", text)
+        for location in store.locations ?? [] {
+            let state = location.trouble.map { ", out of reach: \($0)" } ?? ""
+            field("", "location \(location.name)\(location.isNear ? " (near)" : "") at \(location.url)\(state)")
+        }
         field(
             "memory",
             "\(ByteSize.readable(daemon.residentBytes)) resident; dirty "

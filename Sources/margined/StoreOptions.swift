@@ -17,27 +17,48 @@ struct StoreOptions: ParsableArguments {
     @Option(name: .long, help: ArgumentHelp("Configuration file (TOML); see margined.toml(5).", valueName: "file"))
     var config: String?
 
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Of a store with several locations, the one where new objects go and that is looked at first.",
+            valueName: "location"))
+    var near: String?
+
     /// Environment and file; flags come over it.
     func settings() throws -> Settings {
         var settings = Settings()
         let environment = ProcessInfo.processInfo.environment
-        if let url = environment["MARGARINE_STORE"], !url.isEmpty { settings.store = url }
         // systemd gives a service its own directory.
         if let directory = environment["STATE_DIRECTORY"]?.split(separator: ":").first {
             settings.scratch = String(directory)
         }
         if let config { try ConfigFile.load(config, into: &settings) }
-        if let store { settings.store = store }
+        if settings.places.isEmpty, let url = environment["MARGARINE_STORE"], !url.isEmpty { settings.store = url }
+        if let store {
+            settings.store = store
+            settings.locations = []
+            settings.near = nil
+        }
+        if let near { settings.near = near }
         return settings
     }
 
-    /// The store's URL, from wherever it is given.
-    func url() throws -> String {
-        guard let url = try settings().store else {
+    /// The same, for a command that needs a store.
+    func settingsWithStore() throws -> Settings {
+        let settings = try settings()
+        try settings.checkStore()
+        return settings
+    }
+}
+
+extension Settings {
+    /// That somebody said where the store is.
+    func checkStore() throws {
+        if places.isEmpty {
             throw ValidationError(
                 "no store is given: use --store URL, 'store' in the --config file, or MARGARINE_STORE")
         }
-        return url
+        do { try validate() } catch { throw ValidationError("\(error)") }
     }
 }
 

@@ -30,7 +30,7 @@ struct CatalogTests {
         head.owner = Head.Owner(server: server, host: "h", sinceMs: 1)
         head.session = session
         let now = catalog.store.environment.wallMs
-        try await catalog.store.beat(
+        try await catalog.store.heads.beat(
             ServerRecord(
                 id: server, host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: ["a"],
                 timeMs: alive ? now : now - 60_000))
@@ -51,7 +51,7 @@ struct CatalogTests {
         #expect(made.durability == .store && made.safePoints == .auto && made.resumeWindowMs == 60_000)
         #expect(made.createdAt == "2027-01-15T08:00:00Z")
         _ = try await catalog.create("also.here-2_x", sizeBytes: 512)
-        #expect(try await catalog.list().map(\.name) == ["also.here-2_x", "work"])
+        #expect(try await catalog.list().disks.map(\.name) == ["also.here-2_x", "work"])
         #expect(try await catalog.show("work") == made)
         let again = await Self.kind { _ = try await catalog.create("work", sizeBytes: 512) }
         #expect(again == .exists)
@@ -65,7 +65,7 @@ struct CatalogTests {
         }
 
         try await catalog.delete("work")
-        #expect(try await catalog.list().map(\.name) == ["also.here-2_x"])
+        #expect(try await catalog.list().disks.map(\.name) == ["also.here-2_x"])
         for body in [
             { _ = try await catalog.show("work") }, { try await catalog.delete("work") },
             { _ = try await catalog.set("work", .init(durability: .memory)) },
@@ -232,11 +232,11 @@ struct CatalogTests {
         }
         let test = TestStore()
         let store = try await Store.open(bucket: test.faulty, environment: test.environment)
-        try await store.beat(record)
-        #expect(try await store.server("s") == record)
-        #expect(try await store.server("t") == nil)
-        try await store.forget(server: "s")
-        #expect(try await store.server("s") == nil)
+        try await store.heads.beat(record)
+        #expect(try await store.heads.server("s") == record)
+        #expect(try await store.heads.server("t") == nil)
+        await store.forget(server: "s")
+        #expect(try await store.heads.server("s") == nil)
     }
 
     @Test func processesOfThisMachine() throws {
@@ -283,7 +283,7 @@ struct CatalogTests {
         }
         try await catalog.delete("d1")
         let gets = test.gets
-        let disks = try await catalog.list()
+        let disks = try await catalog.list().disks
         #expect(test.gets - gets == 32)
         #expect(disks.count == 29)
         #expect(disks.allSatisfy { $0.owner?.alive == ($0.owner?.server == "s0") })

@@ -78,9 +78,10 @@ final class SimServer: @unchecked Sendable {  // as its world
             log: log, settings: settings)
         let server = id
         manager = DiskManager(
-            contexts: [context], heads: HeadStore(bucket: retrying, environment: environment),
+            contexts: [context],
+            store: Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
             server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
-            isAlive: { other in other != server && isAlive(other) ? "it runs" : nil })
+            isAlive: { other, _ in other != server && isAlive(other) ? "it runs" : nil })
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
         loop.run { [self] in

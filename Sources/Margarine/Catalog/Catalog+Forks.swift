@@ -14,28 +14,28 @@ extension Catalog {
     /// - Parameters:
     ///   - generation: nil: the current one; of a read-only fork the newest that can be mounted without writing.
     ///   - readOnly: nobody ever writes the fork; any number of clients may attach it, at any number of servers.
+    ///   - location: where the fork's head goes; nil: to the near one. What the fork shares stays where it is.
     package func fork(
-        _ source: String, generation: UInt64? = nil, as name: String, readOnly: Bool = false
+        _ source: String, generation: UInt64? = nil, as name: String, readOnly: Bool = false, location: UInt8? = nil
     ) async throws(CatalogError) -> DiskInfo {
         try DiskName.check(name)
         for _ in 0..<Self.maxAttempts {
             let found = try await load(source)
             let record = try await recordToFork(found, generation, readOnly: readOnly)
-            let place = try await store.find(name)
+            let spot = try await store.spot(for: name, at: location ?? store.locations.near)
             let isCurrent = record?.generation ?? found.head.generation == found.head.generation
             var head = try newHead(
-                name, over: place?.head, sizeBytes: isCurrent ? found.head.sizeBytes : record!.sizeBytes,
+                name, over: spot.head, sizeBytes: isCurrent ? found.head.sizeBytes : record!.sizeBytes,
                 options: found.head.options)
             head.isReadOnly = readOnly
             if let record { head.advance(to: record.again(in: head, kind: .forked, from: found.head, store: store)) }
-            let heads = place?.heads ?? store.heads
-            guard case .won(let etag) = try await heads.swap(head, expecting: place?.etag) else { continue }
+            guard case .won(let etag) = try await spot.heads.swap(head, expecting: spot.etag) else { continue }
             if let record, try await !isStillNamed(record, of: found) {
                 head.bury()
-                _ = try? await heads.swap(head, expecting: etag)
+                _ = try? await spot.heads.swap(head, expecting: etag)
                 throw Self.hasLeft(source, record.generation)
             }
-            return try await info(head)
+            return try await info(head, at: spot.heads)
         }
         throw Self.conflict(name)
     }

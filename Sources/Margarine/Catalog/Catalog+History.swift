@@ -104,7 +104,7 @@ extension Catalog {
     ) async throws(CatalogError) -> DiskInfo {
         let first = try await load(name)
         _ = try await keptRecord(generation, of: first)
-        try await refuseOwned(first.head, force: force, "roll it back")
+        try await refuseOwned(first, force: force, "roll it back")
         // It must not leave history meanwhile.
         let wasPinned = first.head.pinned.contains(generation)
         if !wasPinned { _ = try await pin(name, generation: generation) }
@@ -130,7 +130,7 @@ extension Catalog {
             if old.isReadOnly {
                 throw CatalogError(.invalid, "disk '\(name)' is read-only: it has one generation, and stays as it is")
             }
-            try await refuseOwned(old, force: force, "roll it back")
+            try await refuseOwned(found, force: force, "roll it back")
             let record = try await found.heads.record(old, generation: generation)
             var head = old
             head.dispossess()
@@ -143,9 +143,10 @@ extension Catalog {
     }
 
     /// Throws unless a change that takes the disk from its owner may be made.
-    func refuseOwned(_ head: Head, force: Bool, _ todo: String) async throws(CatalogError) {
+    func refuseOwned(_ found: Store.Found, force: Bool, _ todo: String) async throws(CatalogError) {
+        let head = found.head
         guard let owner = head.owner, !force else { return }
-        if try await store.isAlive(owner, process: process) { throw Self.owned(head, todo) }
+        if try await found.heads.isAlive(owner, process: process) { throw Self.owned(head, todo) }
         throw CatalogError(
             .owned,
             "disk '\(head.name)' was last served by \(owner.host), which did not give it back; attach it once to recover what that server acknowledged, or use --force to lose it"

@@ -108,18 +108,20 @@ extension Catalog {
     ///
     /// - Parameters:
     ///   - options: of a new disk; one that is there keeps its own, and its size if that is larger.
+    ///   - location: where the head of a new disk is to be; nil: near.
     ///   - progress: told in bytes of the image, holes included.
     package func `import`(
-        _ image: ImageInput, as name: String, options: DiskOptions = DiskOptions(), progress: WorkProgress = { _, _ in }
+        _ image: ImageInput, as name: String, options: DiskOptions = DiskOptions(), location: UInt8? = nil,
+        progress: WorkProgress = { _, _ in }
     ) async throws(CatalogError) -> DiskInfo {
         let sector = ManifestShape.sectorBytes
         guard image.sizeBytes > 0, image.sizeBytes <= DiskSize.maxBytes - sector else {
             throw CatalogError(.invalid, "an image of \(image.sizeBytes) bytes cannot become a disk")
         }
         let imageBytes = (image.sizeBytes + sector - 1) / sector * sector
-        let place = try await store.find(name)
+        let spot = try await store.spot(for: name, at: location ?? store.locations.near)
         var head: Head
-        if let found = place?.head, !found.deleted {
+        if let found = spot.head, !found.deleted {
             guard found.record == nil, found.owner == nil, !found.isReadOnly else {
                 throw CatalogError(
                     .exists, "disk '\(name)' is in use or has been written already; import under another name")
@@ -132,7 +134,7 @@ extension Catalog {
             head.epoch += 1
         } else {
             try Self.check(options)
-            head = try newHead(name, over: place?.head, sizeBytes: imageBytes, options: options)
+            head = try newHead(name, over: spot.head, sizeBytes: imageBytes, options: options)
         }
         let limit = try await CommitLimit.begin(store)
         let (edit, blockBytes) = try await load(
@@ -148,12 +150,12 @@ extension Catalog {
                 newBytes: blockBytes + manifest.bytesWritten,
                 manifest: manifest))
         try await limit.check(asking: true, what: "the import of '\(name)'")
-        guard case .won = try await (place?.heads ?? store.heads).swap(head, expecting: place?.etag) else {
+        guard case .won = try await spot.heads.swap(head, expecting: spot.etag) else {
             throw CatalogError(
                 .conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")
         }
         progress(image.sizeBytes, image.sizeBytes)
-        return try await info(head)
+        return try await info(head, at: spot.heads)
     }
 
     /// Stores the blocks of an image. Gives the edit that names them, and the bytes stored.

@@ -34,7 +34,7 @@ extension Catalog {
                         "disk '\(name)' has \(old.sizeBytes) bytes; what lies behind \(sizeBytes) would be lost: use --shrink to mean it"
                     )
                 }
-                try await refuseOwned(old, force: force, "make it smaller")
+                try await refuseOwned(found, force: force, "make it smaller")
                 head.dispossess()
                 head.sizeBytes = sizeBytes
                 limit = try await CommitLimit.begin(store)
@@ -42,9 +42,11 @@ extension Catalog {
             } else {
                 head.sizeBytes = sizeBytes
             }
-            if head == old { return try await info(old) }
+            if head == old { return try await info(old, at: found.heads) }
             try await limit?.check(asking: true, what: "making disk '\(name)' smaller")
-            if case .won = try await found.heads.swap(head, expecting: found.etag) { return try await info(head) }
+            if case .won = try await found.heads.swap(head, expecting: found.etag) {
+                return try await info(head, at: found.heads)
+            }
         }
         throw Self.conflict(name)
     }

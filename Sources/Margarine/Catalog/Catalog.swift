@@ -22,43 +22,75 @@ package struct Catalog: Sendable {
 
     // MARK: Looking
 
-    /// All disks, by name.
-    package func list() async throws(CatalogError) -> [DiskInfo] {
-        let heads = try await inParallel(try await names(), limit: 16) { (name) async throws(CatalogError) -> Head? in
-            try await store.find(name)?.head
+    /// The disks of a store, as far as its locations answer.
+    package struct Listed: Sendable {
+        /// By name.
+        package var disks: [DiskInfo] = []
+        /// Of locations that could not be asked.
+        package var failures: [CatalogError] = []
+    }
+
+    /// All disks of all locations.
+    ///
+    /// - Throws: the near location could not be asked.
+    package func list() async throws(CatalogError) -> Listed {
+        var listed = Listed(failures: store.locations.missing.map { store.unconfigured($0) })
+        for location in store.locations.nearFirst {
+            do throws(CatalogError) {
+                listed.disks += try await list(at: location)
+            } catch {
+                if location.number == store.locations.near { throw error }
+                listed.failures.append(error)
+            }
+        }
+        listed.disks.sort { ($0.name, $0.location) < ($1.name, $1.location) }
+        return listed
+    }
+
+    private func list(at location: Location) async throws(CatalogError) -> [DiskInfo] {
+        let place = store.hastyHeads(at: location)
+        let heads = try await inParallel(try await place.names(), limit: 16) {
+            (name) async throws(CatalogError) -> Head? in
+            try await place.load(name)?.head
         }.compactMap { $0 }.filter { !$0.deleted }
         // Each server is looked at once, however many disks it has.
         var owners: [String: Head.Owner] = [:]
         for head in heads { if let owner = head.owner { owners[owner.server] = owner } }
         let alive = try await inParallel(owners.values.sorted { $0.server < $1.server }, limit: 16) {
             (owner) async throws(CatalogError) -> String? in
-            try await store.isAlive(owner, process: process) ? owner.server : nil
+            try await place.isAlive(owner, process: process) ? owner.server : nil
         }
-        return heads.map { head in DiskInfo(head, ownerAlive: head.owner.map { alive.contains($0.server) } ?? false) }
+        return heads.map { head in
+            DiskInfo(
+                head, location: location.name, ownerAlive: head.owner.map { alive.contains($0.server) } ?? false)
+        }
     }
 
-    /// Names that have, or had, a disk.
+    /// Names that have, or had, a disk at any location, ascending.
+    ///
+    /// - Throws: when not all locations answer.
     package func names() async throws(CatalogError) -> [String] {
-        var names: [String] = []
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await store.bucket.list(prefix: "disks/", after: place, folders: true, limit: 1000)
-            }
-            names += page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid)
-            after = page.next
-        } while after != nil
-        return names
+        if let missing = store.locations.missing.first { throw store.unconfigured(missing) }
+        var names: Set<String> = []
+        for location in store.locations.all { names.formUnion(try await store.heads(at: location.number).names()) }
+        return names.sorted()
     }
 
     /// One disk.
     package func show(_ name: String) async throws(CatalogError) -> DiskInfo {
-        try await info(try await load(name).head)
+        let found = try await load(name)
+        return try await info(found.head, at: found.heads)
     }
 
-    func info(_ head: Head) async throws(CatalogError) -> DiskInfo {
-        DiskInfo(head, ownerAlive: try await store.isAlive(head.owner, process: process))
+    /// A head as people see it.
+    ///
+    /// - Parameter heads: where it is.
+    func info(_ head: Head, at heads: HeadStore) async throws(CatalogError) -> DiskInfo {
+        info(head, at: heads, ownerAlive: try await heads.isAlive(head.owner, process: process))
+    }
+
+    func info(_ head: Head, at heads: HeadStore, ownerAlive: Bool) -> DiskInfo {
+        DiskInfo(head, location: store.locations.name(heads.location), ownerAlive: ownerAlive)
     }
 
     /// The head of a disk that exists.
@@ -72,16 +104,18 @@ package struct Catalog: Sendable {
     // MARK: Changing
 
     /// Makes a disk, all zeroes. Takes no space and no time, whatever its size.
-    package func create(_ name: String, sizeBytes: UInt64, options: DiskOptions = DiskOptions())
-        async throws(CatalogError) -> DiskInfo
-    {
+    ///
+    /// - Parameter location: where its head is to be; nil: near.
+    package func create(
+        _ name: String, sizeBytes: UInt64, options: DiskOptions = DiskOptions(), location: UInt8? = nil
+    ) async throws(CatalogError) -> DiskInfo {
         try DiskSize.check(sizeBytes)
         try Self.check(options)
         for _ in 0..<Self.maxAttempts {
-            let place = try await store.find(name)
-            let head = try newHead(name, over: place?.head, sizeBytes: sizeBytes, options: options)
-            if case .won = try await (place?.heads ?? store.heads).swap(head, expecting: place?.etag) {
-                return try await info(head)
+            let spot = try await store.spot(for: name, at: location ?? store.locations.near)
+            let head = try newHead(name, over: spot.head, sizeBytes: sizeBytes, options: options)
+            if case .won = try await spot.heads.swap(head, expecting: spot.etag) {
+                return try await info(head, at: spot.heads)
             }
         }
         throw Self.conflict(name)
@@ -161,12 +195,12 @@ package struct Catalog: Sendable {
         for _ in 0..<Self.maxAttempts {
             let found = try await load(name)
             let old = found.head
-            let alive = try await store.isAlive(old.owner, process: process)
+            let alive = try await found.heads.isAlive(old.owner, process: process)
             var head = old
             try await change(&head, found.heads, alive)
-            if head == old { return DiskInfo(old, ownerAlive: alive) }
+            if head == old { return info(old, at: found.heads, ownerAlive: alive) }
             if case .won = try await found.heads.swap(head, expecting: found.etag) {
-                return DiskInfo(head, ownerAlive: alive && head.owner != nil)
+                return info(head, at: found.heads, ownerAlive: alive && head.owner != nil)
             }
         }
         throw Self.conflict(name)

@@ -14,6 +14,8 @@ public struct DiskInfo: Sendable, Codable, Equatable {
     }
 
     public var name: String
+    /// The location of its head.
+    public var location: String
     /// 32 hex digits.
     public var id: String
     /// Bytes.
@@ -43,8 +45,9 @@ public struct DiskInfo: Sendable, Codable, Equatable {
     public var committedAt: String?
     public var createdAt: String
 
-    init(_ head: Head, ownerAlive: Bool) {
+    init(_ head: Head, location: String, ownerAlive: Bool) {
         name = head.name
+        self.location = location
         id = head.diskID.description
         size = head.sizeBytes
         generation = head.generation
@@ -70,6 +73,7 @@ public struct DiskInfo: Sendable, Codable, Equatable {
     public func encode(to encoder: any Encoder) throws {
         var c = encoder.container(keyedBy: CodingKeys.self)
         try c.encode(name, forKey: .name)
+        try c.encode(location, forKey: .location)
         try c.encode(id, forKey: .id)
         try c.encode(size, forKey: .size)
         try c.encode(generation, forKey: .generation)

@@ -1,4 +1,4 @@
-// Heads and generation records in a bucket. Owns nothing; safe to use from anywhere, by any number at once.
+// Heads, generation records and heartbeats in a bucket. Owns nothing; safe to use from anywhere, by any number at once.
 
 package import BlockCache
 package import ObjectStore
@@ -26,10 +26,28 @@ package enum HeadUpdate: Sendable {
 package struct HeadStore: Sendable {
     package let bucket: any Bucket
     package let environment: any Environment
+    /// Which location of the store these heads are in.
+    package let location: UInt8
 
-    package init(bucket: any Bucket, environment: any Environment) {
+    package init(bucket: any Bucket, environment: any Environment, location: UInt8 = 0) {
         self.bucket = bucket
         self.environment = environment
+        self.location = location
+    }
+
+    /// Names that have, or had, a disk here, ascending.
+    package func names() async throws(CatalogError) -> [String] {
+        var names: [String] = []
+        var after: String?
+        repeat {
+            let place = after
+            let page = try await CatalogError.wrap { () async throws(StoreError) in
+                try await bucket.list(prefix: "disks/", after: place, folders: true, limit: 1000)
+            }
+            names += page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid)
+            after = page.next
+        } while after != nil
+        return names
     }
 
     /// The head of a disk, also when it is a tombstone; nil when the name has never been used.

@@ -1,5 +1,6 @@
 // The heartbeat of one server: what lets another tell an owner that is alive from one that is gone. A matter of
-// politeness only: who commits is decided by the head's compare-and-swap.
+// politeness only: who commits is decided by the head's compare-and-swap. A server beats at every location of its store,
+// so whoever has read a head there finds its owner's heartbeat there too.
 
 import ObjectStore
 import Runtime
@@ -94,7 +95,7 @@ package enum ProcessState: Sendable, Equatable {
 /// Looks for the process of a heartbeat. `LocalProcess.state` in production.
 package typealias ProcessProbe = @Sendable (ServerRecord) -> ProcessState
 
-extension Store {
+extension HeadStore {
     /// Writes a server's heartbeat.
     package func beat(_ server: ServerRecord) async throws(CatalogError) {
         let bytes = ControlObject.seal(server, kind: "server", format: ServerRecord.format)
@@ -139,6 +140,15 @@ extension Store {
         } catch {
             if error.kind == .corrupt { return true }
             throw error
+        }
+    }
+}
+
+extension Store {
+    /// Removes a server's heartbeat from every location that answers.
+    package func forget(server id: String) async {
+        _ = await inParallel(locations.all, limit: 16) { location in
+            _ = try? await hastyHeads(at: location).forget(server: id)
         }
     }
 }

@@ -45,23 +45,25 @@ extension CollectionRound {
     /// What servers say that they read. A heartbeat that can't be read may hold anything.
     private func readHolds() async throws(CatalogError) -> ReadingHolds {
         var holds = ReadingHolds()
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await store.bucket.list(prefix: "servers/", after: place, folders: false, limit: 1000)
-            }
-            for item in page.items where item.modifiedMs >= startMs[0] - graceMs {
-                do throws(CatalogError) {
-                    let server = try await store.server(String(item.key.dropFirst("servers/".utf8.count)))
-                    holds.add(server?.reading ?? [])
-                } catch {
-                    guard error.kind == .corrupt else { throw error }
-                    holds.add([ServerRecord.readsEverything])
+        for (location, heads) in store.headStores.enumerated() {
+            var after: String?
+            repeat {
+                let place = after
+                let page = try await CatalogError.wrap { () async throws(StoreError) in
+                    try await heads.bucket.list(prefix: "servers/", after: place, folders: false, limit: 1000)
                 }
-            }
-            after = page.next
-        } while after != nil
+                for item in page.items where item.modifiedMs >= startMs[location] - graceMs {
+                    do throws(CatalogError) {
+                        let server = try await heads.server(String(item.key.dropFirst("servers/".utf8.count)))
+                        holds.add(server?.reading ?? [])
+                    } catch {
+                        guard error.kind == .corrupt else { throw error }
+                        holds.add([ServerRecord.readsEverything])
+                    }
+                }
+                after = page.next
+            } while after != nil
+        }
         return holds
     }
 }
@@ -125,9 +127,10 @@ struct HistoryThinning: Sendable {
                 }
             }
             gone.formUnion(leaving)
-            // The retirement stands last: it goes when all that was in it has gone.
-            try await remove(
-                leaving.map { GenerationRecord.key(disk: name, generation: $0) } + (isHeld ? [] : [key]))
+            // The retirement goes once all that was in it has gone, by a request of its own: of one that is there no more the
+            // generations would look as if they stayed.
+            try await remove(leaving.map { GenerationRecord.key(disk: name, generation: $0) })
+            if !isHeld { try await remove([key]) }
         }
         if isDryRun { outcome.wouldRemove = gone.map { "\(name)@\($0)" } }
         outcome.generations.removed = UInt64(gone.count)

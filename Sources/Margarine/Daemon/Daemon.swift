@@ -76,8 +76,14 @@ public final class Daemon: StatusSource {
         let scratch = try DirectoryScratch(path: settings.scratch)
         let server = try ServerFiles.identity(in: settings.scratch, environment: environment)
         let counters = StoreCounters()
-        let store = try await Store.open(url: settings.store ?? "", environment: environment, counters: counters)
-        try await store.beat(heartbeat(server, addresses: [], settings))
+        let store = try await Store.open(
+            urls: settings.places, near: settings.near, environment: environment, counters: counters)
+        for location in store.locations.all {
+            if let trouble = location.trouble() {
+                log.warning("location '\(location.name)' is out of reach; what needs it waits or fails: \(trouble)")
+            }
+        }
+        try await firstBeat(store, server, settings)
         let grace = GraceGauge()
         try await grace.refresh(store.bucket, environment: environment)
 
@@ -90,9 +96,9 @@ public final class Daemon: StatusSource {
             spawn: { door.run(task: $0) })
         let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
-            contexts: contexts, heads: store.heads, server: server, takeover: settings.takeover, log: log,
-            isAlive: { [environment] id in
-                guard let record = try await store.server(id),
+            contexts: contexts, store: store, server: server, takeover: settings.takeover, log: log,
+            isAlive: { [environment] id, heads in
+                guard let record = try await heads.server(id),
                     record.isAlive(nowMs: environment.wallMs, process: LocalProcess.state)
                 else { return nil }
                 return "its last heartbeat is \((environment.wallMs - record.timeMs) / 1000) s old"
@@ -108,7 +114,7 @@ public final class Daemon: StatusSource {
         if await disks.recover() { ServerFiles.noteBoot(in: settings.scratch) }
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
-        door.run { [weak self] in await self?.beat(parts) }
+        for location in store.locations.all { door.run { [weak self] in await self?.beat(parts, at: location) } }
         parts.collection.apply(settings)
         return addresses
     }
@@ -173,19 +179,43 @@ public final class Daemon: StatusSource {
             reading: reading)
     }
 
-    /// Says that this server lives, and looks whether its disks are still its own, as long as it runs.
-    private func beat(_ parts: Parts) async {
+    /// Says that this server lives, at every location that answers, before it takes a disk; the near one must.
+    private func firstBeat(_ store: Store, _ server: ServerIdentity, _ settings: Settings) async throws(CatalogError) {
+        let record = heartbeat(server, addresses: [], settings)
+        _ = try await inParallel(store.locations.all, limit: 16) { (location) async throws(CatalogError) -> Bool in
+            do throws(CatalogError) {
+                try await store.hastyHeads(at: location).beat(record)
+                return true
+            } catch {
+                if location.number == store.locations.near { throw error }
+                return false
+            }
+        }
+    }
+
+    /// Says that this server lives, and looks whether its disks are still its own, as long as it runs: at one location,
+    /// so that one that is out of reach delays no other.
+    private func beat(_ parts: Parts, at location: Location) async {
+        let heads = parts.store.heads(at: location.number)
+        var isAway = location.trouble() != nil
         while true {
             let (settings, addresses, isDraining) = state.withLock { ($0.settings, $0.addresses, $0.isDraining) }
             if isDraining, !parts.disks.hasDisks { return }
             do {
-                try await parts.store.beat(
+                try await heads.beat(
                     heartbeat(parts.server, addresses: addresses, reading: parts.disks.reading, settings))
-                try await parts.grace.refresh(parts.store.bucket, environment: environment)
+                if isAway, parts.store.locations.hasSeveral {
+                    log.notice("location '\(location.name)' is in reach again")
+                }
+                isAway = false
+                if location.number == 0 {
+                    try await parts.grace.refresh(parts.store.bucket, environment: environment)
+                }
             } catch {
                 log.warning("the heartbeat could not be written: \(error)")
+                isAway = true
             }
-            await parts.disks.checkOwnership()
+            await parts.disks.checkOwnership(at: location.number)
             await environment.sleep(ns: UInt64(settings.heartbeatIntervalMs) * 1_000_000)
         }
     }
@@ -203,7 +233,7 @@ public final class Daemon: StatusSource {
         await parts.listener.drain(timeoutMs: 10_000)
         for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
-        if !parts.disks.hasDisks { try? await parts.store.forget(server: parts.server.id) }
+        if !parts.disks.hasDisks { await parts.store.forget(server: parts.server.id) }
     }
 
     /// Takes over what can change while running; the rest of `settings` equals what runs.
@@ -237,7 +267,8 @@ public final class Daemon: StatusSource {
         daemon.journalLimitBytes = settings.journalBytes
         guard let parts else {
             return StatusReport(
-                daemon: daemon, store: StoreStatus(name: settings.store ?? ""), memoryCache: CacheStatus(),
+                daemon: daemon, store: StoreStatus(name: settings.places.map(\.url).joined(separator: " ")),
+                memoryCache: CacheStatus(),
                 scratchCache: CacheStatus(), sessions: [], disks: [])
         }
         daemon.serverID = parts.server.id
@@ -275,7 +306,14 @@ public final class Daemon: StatusSource {
 
     private func storeStatus(_ parts: Parts) -> StoreStatus {
         let counts = parts.counters.snapshot
-        var status = StoreStatus(name: parts.store.bucket.name)
+        let locations = parts.store.locations
+        var status = StoreStatus(name: locations[locations.near]!.alone.name)
+        if locations.hasSeveral {
+            status.locations = locations.all.map {
+                LocationStatus(
+                    name: $0.name, url: $0.alone.name, isNear: $0.number == locations.near, trouble: $0.trouble())
+            }
+        }
         let calls = [counts.get, counts.put, counts.list, counts.delete]
         status.requests = calls.reduce(0) { $0 + $1.started }
         status.retries = counts.retries

@@ -34,6 +34,8 @@ extension SettingKey {
     /// Every key, in the order of the manual page.
     public static let all: [SettingKey] = [
         .optionalText("store", table: "", form: "URL, file:///path or s3://bucket/prefix", \.store),
+        .locations("locations", \.locations),
+        .optionalText("near", table: "", form: "name of one of the locations", \.near),
 
         .path("scratch", \.scratch),
         .addresses("listen", \.listen),
@@ -105,6 +107,17 @@ extension Settings {
             throw SettingError(
                 "collection-grace must be at least \(DurationMs.text(Self.shortestGraceMs)), or 0 for what the store has"
             )
+        }
+        guard store == nil || locations.isEmpty else {
+            throw SettingError(
+                "store and locations exclude each other: a store with several locations has locations alone")
+        }
+        if let near, !locations.contains(where: { $0.name == near }) {
+            throw SettingError(
+                locations.isEmpty
+                    ? "near = \"\(near)\" needs locations"
+                    : "near (\(near)) is none of the locations: "
+                        + locations.map(\.name).joined(separator: ", "))
         }
         for path in unix + [controlPath] where path.utf8.count > 107 {
             throw SettingError("the socket path '\(path)' is longer than 107 bytes: choose a shorter one")
@@ -191,6 +204,29 @@ extension SettingKey {
                 addresses.append(address)
             }
             settings[keyPath: at] = addresses
+        } text: {
+            $0[keyPath: at].map(\.description).joined(separator: ",")
+        }
+    }
+
+    private static func locations(
+        _ name: String, _ at: any WritableKeyPath<Settings, [LocationSetting]> & Sendable
+    ) -> SettingKey {
+        let form = "list of \"NAME=URL\""
+        return make(name, "", form, false) { value, settings throws(SettingError) in
+            var locations: [LocationSetting] = []
+            for text in try strings(value, form) {
+                guard let location = LocationSetting(text) else {
+                    throw SettingError(
+                        "'\(text)' is no location: write NAME=URL, as in eu=s3://bucket?region=eu-central-1")
+                }
+                if locations.contains(where: { $0.name == location.name }) {
+                    throw SettingError("has two locations of the name '\(location.name)'")
+                }
+                locations.append(location)
+            }
+            if locations.count > 256 { throw SettingError("has more than 256 locations") }
+            settings[keyPath: at] = locations
         } text: {
             $0[keyPath: at].map(\.description).joined(separator: ",")
         }

@@ -37,9 +37,33 @@ public struct ListenAddress: Sendable, Equatable, CustomStringConvertible {
     public var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 }
 
+/// One location of a store, as the configuration names it: `eu=s3://bucket?region=eu-central-1`.
+public struct LocationSetting: Sendable, Equatable, CustomStringConvertible {
+    public var name: String
+    public var url: String
+    public init(name: String, url: String) {
+        self.name = name
+        self.url = url
+    }
+    /// nil when `text` is not `NAME=URL`.
+    public init?(_ text: String) {
+        guard let equals = text.firstIndex(of: "=") else { return nil }
+        let (name, url) = (String(text[..<equals]), String(text[text.index(after: equals)...]))
+        guard LocationRegistry.isValidName(name), url.contains("://"), !url.contains(where: \.isNewline) else {
+            return nil
+        }
+        self.init(name: name, url: url)
+    }
+    public var description: String { "\(name)=\(url)" }
+}
+
 public struct Settings: Sendable, Equatable {
-    /// Where the disks are: `file:///path` or `s3://bucket/prefix?endpoint=…&region=…`. Needed.
+    /// Where the disks are: `file:///path` or `s3://bucket/prefix?endpoint=…&region=…`. This or `locations` is needed.
     public var store: String?
+    /// The same for a store that has several locations.
+    public var locations: [LocationSetting] = []
+    /// The name of the location where new objects go; nil: the first.
+    public var near: String?
 
     // Places.
     /// Directory of the journals (precious) and cached blocks (not so) of this daemon, and of no other.
@@ -112,6 +136,12 @@ public struct Settings: Sendable, Equatable {
     public var newDisk = DiskOptions()
 
     public init() {}
+
+    /// Where the store is, from `store` or from `locations`; empty: nobody has said.
+    package var places: [(name: String?, url: String)] {
+        if let store { return [(nil, store)] }
+        return locations.map { ($0.name, $0.url) }
+    }
 
     /// The path of the control socket.
     public var controlPath: String { control ?? scratch + "/control.sock" }

@@ -74,6 +74,8 @@ public struct StoreStatus: Codable, Sendable, Equatable {
     public var writtenBytes: UInt64 = 0
     public var lastError: String?
     public var lastErrorAgeMs: Int64?
+    /// The locations, where the store has several.
+    public var locations: [LocationStatus]?
     public init(name: String) { self.name = name }
 }
 
@@ -95,6 +97,23 @@ public struct CollectionStatus: Codable, Sendable, Equatable {
     /// Why this daemon's last round was not completed.
     public var lastError: String?
     public init() {}
+}
+
+/// One location of a store that has several.
+public struct LocationStatus: Codable, Sendable, Equatable {
+    public var name: String
+    /// Without secrets.
+    public var url: String
+    /// New objects go there.
+    public var isNear: Bool
+    /// Why it is out of reach, if it was when it was last used.
+    public var trouble: String?
+    public init(name: String, url: String, isNear: Bool, trouble: String?) {
+        self.name = name
+        self.url = url
+        self.isNear = isNear
+        self.trouble = trouble
+    }
 }
 
 /// One of the caches.

@@ -64,7 +64,7 @@ extension Disk {
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
-                "disk \(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms"
+                "disk \(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
             )
             storeErrors += 1
             finish(ticket.request, .io)

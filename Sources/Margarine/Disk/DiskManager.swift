@@ -7,14 +7,17 @@ internal import ObjectStore
 internal import Runtime
 internal import Synchronization
 
+/// Says by which sign the server of an id lives, by what is stored beside a head that it owns; nil when it is dead.
+package typealias OwnerProbe = @Sendable (_ server: String, _ heads: HeadStore) async throws -> String?
+
 package final class DiskManager: ExportProvider {
     /// Everything shared by all disks of one loop.
     private let contexts: [DiskContext]
-    private let heads: HeadStore
+    private let store: Store
     private let server: ServerIdentity
     private let takeover: Takeover
     private let log: Logger
-    private let isAlive: @Sendable (String) async throws -> String?
+    private let isAlive: OwnerProbe
     private let state = Mutex(State())
 
     private struct Opening {
@@ -29,14 +32,13 @@ package final class DiskManager: ExportProvider {
         var isDraining = false
     }
 
-    /// - Parameter isAlive: says by which sign the server of that id lives; nil when it is dead.
     package init(
-        contexts: [DiskContext], heads: HeadStore, server: ServerIdentity, takeover: Takeover, log: Logger,
-        isAlive: @escaping @Sendable (String) async throws -> String?
+        contexts: [DiskContext], store: Store, server: ServerIdentity, takeover: Takeover, log: Logger,
+        isAlive: @escaping OwnerProbe
     ) {
         precondition(!contexts.isEmpty)
         self.contexts = contexts
-        self.heads = heads
+        self.store = store
         self.server = server
         self.takeover = takeover
         self.log = log
@@ -52,19 +54,21 @@ package final class DiskManager: ExportProvider {
 
     package func list() async throws(AttachError) -> [ExportInfo] {
         var infos: [ExportInfo] = []
-        var after: String?
-        repeat {
-            let page: Listing
-            do throws(StoreError) {
-                page = try await heads.bucket.list(prefix: "disks/", after: after, folders: true, limit: 1000)
-            } catch { throw AttachError(.unavailable, "the disks can't be listed: \(error)") }
-            for folder in page.folders {
-                let name = String(folder.dropFirst("disks/".count).dropLast())
-                guard let found = try? await heads.load(name), !found.head.deleted else { continue }
-                infos.append(DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
+        for location in store.locations.nearFirst {
+            let heads = store.hastyHeads(at: location)
+            do throws(CatalogError) {
+                for name in try await heads.names() where infos.count < 10_000 {
+                    guard let found = try? await heads.load(name), !found.head.deleted else { continue }
+                    infos.append(
+                        DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
+                }
+            } catch {
+                if location.number == store.locations.near {
+                    throw AttachError(.unavailable, "the disks can't be listed: \(error)")
+                }
+                log.warning("the disks of location '\(location.name)' can't be listed: \(error)")
             }
-            after = page.next
-        } while after != nil && infos.count < 10_000
+        }
         return infos
     }
 
@@ -73,11 +77,11 @@ package final class DiskManager: ExportProvider {
         if export.generation == nil, let disk = await opened(export.disk) {
             return DiskManager.info(export.disk, disk.size)
         }
-        let head = try await stored(export.disk).head
+        let found = try await stored(export.disk)
         guard let generation = export.generation else {
-            return DiskManager.info(export.disk, head.sizeBytes, isReadOnly: head.isReadOnly)
+            return DiskManager.info(export.disk, found.head.sizeBytes, isReadOnly: found.head.isReadOnly)
         }
-        let record = try await kept(head, generation)
+        let record = try await kept(found, generation)
         return ExportInfo(
             name: exportName, sizeBytes: record.sizeBytes, isReadOnly: true,
             description: "generation \(generation) of disk \(export.disk)")
@@ -87,11 +91,11 @@ package final class DiskManager: ExportProvider {
         let export = try ExportName(exportName)
         if state.withLock({ $0.isDraining }) { throw AttachError(.shutdown, "the server is shutting down") }
         if let generation = export.generation {
-            let head = try await stored(export.disk).head
-            return try await attachSnapshot(head, try await kept(head, generation))
+            let found = try await stored(export.disk)
+            return try await attachSnapshot(found.head, try await kept(found, generation))
         }
         for _ in 0..<10 {
-            var known: (head: Head, etag: ETag)?
+            var known: Store.Found?
             if !state.withLock({ $0.disks[export.disk] != nil }) {
                 let found = try await stored(export.disk)
                 if found.head.isReadOnly { return try await attachSnapshot(found.head, found.head.record) }
@@ -121,16 +125,16 @@ package final class DiskManager: ExportProvider {
         ExportInfo(name: name, sizeBytes: size, isReadOnly: isReadOnly, description: "Margarine disk \(name)")
     }
 
-    private func stored(_ name: String) async throws(AttachError) -> (head: Head, etag: ETag) {
-        guard let found = try await AttachError.wrap({ () throws(CatalogError) in try await heads.load(name) }),
+    private func stored(_ name: String) async throws(AttachError) -> Store.Found {
+        guard let found = try await AttachError.wrap({ () throws(CatalogError) in try await store.find(name) }),
             !found.head.deleted
         else { throw AttachError(.unknown, "there is no disk '\(name)'") }
         return found
     }
 
-    private func kept(_ head: Head, _ generation: UInt64) async throws(AttachError) -> GenerationRecord {
+    private func kept(_ found: Store.Found, _ generation: UInt64) async throws(AttachError) -> GenerationRecord {
         try await AttachError.wrap { () throws(CatalogError) in
-            try await heads.keptRecord(head, generation: generation)
+            try await found.heads.keptRecord(found.head, generation: generation)
         }
     }
 
@@ -138,7 +142,7 @@ package final class DiskManager: ExportProvider {
 
     /// The disk, opened if it is not yet.
     private func open(
-        _ name: String, session: String?, onlyOwn: Bool = false, known: (head: Head, etag: ETag)? = nil
+        _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
         let opening = state.withLock { state in
             if let present = state.disks[name] { return present }
@@ -146,7 +150,7 @@ package final class DiskManager: ExportProvider {
             let number = state.count
             let context = contexts[Int(number % UInt64(contexts.count))]
             let opener = DiskOpener(
-                name: name, session: session, server: server, takeover: takeover, heads: heads, known: known,
+                name: name, session: session, server: server, takeover: takeover, store: store, known: known,
                 context: context, isAlive: isAlive)
             context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
@@ -225,9 +229,11 @@ package final class DiskManager: ExportProvider {
         }
     }
 
-    /// Looks whether the disks are still this server's.
-    package func checkOwnership() async {
-        _ = await forEachDisk { disk in await disk.checkOwnership() }
+    /// Looks whether the disks whose heads are at this location (nil: at any) are still this server's.
+    package func checkOwnership(at location: UInt8? = nil) async {
+        _ = await forEachDisk { disk in
+            if location == nil || disk.heads.location == location { await disk.checkOwnership() }
+        }
     }
 
     /// Admits nobody any more, and brings every disk to rest.

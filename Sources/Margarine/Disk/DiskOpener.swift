@@ -26,11 +26,11 @@ struct DiskOpener {
     let session: String?
     let server: ServerIdentity
     let takeover: Takeover
-    let heads: HeadStore
+    let store: Store
     /// The head as it was just now, to save asking again.
-    var known: (head: Head, etag: ETag)?
+    var known: Store.Found?
     let context: DiskContext
-    let isAlive: @Sendable (String) async throws -> String?
+    let isAlive: OwnerProbe
 
     static let journalRoot = "journal"
     static let lostRoot = "lost"
@@ -56,16 +56,17 @@ struct DiskOpener {
         throw AttachError(.unavailable, "disk '\(name)': other servers keep changing its head; try again")
     }
 
-    private func attempt(onlyOwn: Bool, known: (head: Head, etag: ETag)?) async throws(AttachError) -> Disk? {
-        var found = known
-        if found == nil { found = try await AttachError.wrap { () throws(CatalogError) in try await heads.load(name) } }
-        guard let (head, tag) = found, !head.deleted else {
+    private func attempt(onlyOwn: Bool, known: Store.Found?) async throws(AttachError) -> Disk? {
+        var known = known
+        if known == nil { known = try await AttachError.wrap { () throws(CatalogError) in try await store.find(name) } }
+        guard let found = known, !found.head.deleted else {
             throw AttachError(.unknown, "there is no disk '\(name)'")
         }
+        let (heads, head) = (found.heads, found.head)
         if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
-        if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner) }
+        if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner, heads) }
 
         let folder = DiskOpener.journalFolder(name, head.diskID)
         let pages = DirtyPages(arena: context.arena)
@@ -98,15 +99,18 @@ struct DiskOpener {
             }
             next.session = session.flatMap { next.lostSessions.contains($0) ? nil : $0 }
         }
-        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: tag) }) {
+        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: found.etag)
+        })
+        {
         case .lost: return nil
         case .won(let tag):
-            return make(next, tag, folder, pages, replayed, survives: survives)
+            return make(next, tag, heads, folder, pages, replayed, survives: survives)
         }
     }
 
     private func make(
-        _ head: Head, _ tag: ETag, _ folder: String, _ pages: DirtyPages, _ replayed: ReplayedJournal?, survives: Bool
+        _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages,
+        _ replayed: ReplayedJournal?, survives: Bool
     ) -> Disk {
         let journal = Journal(
             folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence, pages: pages,
@@ -139,9 +143,9 @@ struct DiskOpener {
     }
 
     /// Another server has the disk: may it be taken?
-    private func checkDead(_ owner: Head.Owner) async throws(AttachError) {
+    private func checkDead(_ owner: Head.Owner, _ heads: HeadStore) async throws(AttachError) {
         let sign: String?
-        do { sign = try await isAlive(owner.server) } catch {
+        do { sign = try await isAlive(owner.server, heads) } catch {
             throw AttachError(
                 .unavailable, "disk '\(name)': whether server \(owner.server) is alive can't be told: \(error)")
         }

@@ -103,7 +103,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
-                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms"
+                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
             )
             finish(ticket.request, .io)
         }

@@ -5,27 +5,7 @@
 // fetched at most once at a time. Owned by its loop (or by one task, off loops).
 
 import BlockCache
-package import ObjectStore
-
-/// The buckets of a store, by the location number that references carry.
-package struct Locations: Sendable {
-    package var buckets: [any Bucket]
-    /// Where new objects go.
-    package var near: UInt8
-    package init(_ buckets: [any Bucket], near: UInt8 = 0) {
-        precondition(!buckets.isEmpty && buckets.count <= 256 && Int(near) < buckets.count)
-        self.buckets = buckets
-        self.near = near
-    }
-    package var nearBucket: any Bucket { buckets[Int(near)] }
-    /// The bucket at `location`; `.refused` when the store knows of none.
-    package func bucket(_ location: UInt8) throws(StoreError) -> any Bucket {
-        guard Int(location) < buckets.count else {
-            throw StoreError(.refused, "location \(location) is named by the store but not configured; give its bucket")
-        }
-        return buckets[Int(location)]
-    }
-}
+import ObjectStore
 
 /// Loaded manifest pages by object id, least recently used leaving first (a clock).
 package final class ManifestCache: @unchecked Sendable {  // owned by its loop

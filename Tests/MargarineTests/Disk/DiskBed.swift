@@ -61,10 +61,11 @@ final class DiskBed: Sendable {
             manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes),
             journals: JournalBudget(limitBytes: journalBytes), log: log, settings: settings)
         manager = DiskManager(
-            contexts: [context], heads: HeadStore(bucket: faults, environment: environment),
+            contexts: [context],
+            store: Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
             server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,
             log: log,
-            isAlive: { alive.contains($0) ? "it was told to be" : nil })
+            isAlive: { id, _ in alive.contains(id) ? "it was told to be" : nil })
     }
 
     /// As a kill: nothing is finished. The loop stops where it is.
