@@ -57,6 +57,7 @@ final class Life: @unchecked Sendable {  // as its world
         var shape = SimCollector.Shape()
         if isCalm { shape.pauseNs = 5_000_000_000 }
         shape.fault = fault
+        shape.isHostile = isHostile && !isCalm
         collectors[number] = SimCollector(world, run.store, id: "gc\(number).\(completed)", shape: shape)
     }
 
@@ -109,7 +110,7 @@ final class Life: @unchecked Sendable {  // as its world
         let catalog = run.catalog()
         let client = run.clients.randomElement(using: &world.chance)!
         let any = (run.clients.map(\.disk) + forks).randomElement(using: &world.chance)!
-        switch world.chance.below(12) {
+        switch world.chance.below(14) {
         case 0..<5: try await fork(any, client, catalog)
         case 5, 6:
             let number = try await generation(any, catalog)
@@ -132,6 +133,7 @@ final class Life: @unchecked Sendable {  // as its world
         case 10:
             guard let name = forks.randomElement(using: &world.chance) else { return }
             _ = try await catalog.rollBack(name, to: try await generation(name, catalog), force: true)
+        case 11, 12: try await read(any, catalog)
         default: try await catalog.commitNow(client.disk, timeoutMs: 10_000)
         }
     }
@@ -141,6 +143,21 @@ final class Life: @unchecked Sendable {  // as its world
             throw CatalogError(.notFound, "no generation yet")
         }
         return one.generation
+    }
+
+    /// Has somebody read a generation for a while.
+    private func read(_ name: String, _ catalog: Catalog) async throws(CatalogError) {
+        let number = try await generation(name, catalog)
+        guard let found = try await catalog.store.find(name) else { return }
+        let record = try await found.heads.record(found.head, generation: number)
+        guard let root = record.root, let seen = run.contents[root.id],
+            let server = run.anyServer(using: &world.chance)
+        else { return }
+        run.count("reader of a generation")
+        let reader = SimReader(world, server, record, seen: seen)
+        let named = run.named
+        let duration = world.chance.ns(1_000_000_000...UInt64(graceMs) * 3_000_000)
+        run.store.net.run { await reader.run(name, named, for: duration) }
     }
 
     private func fork(_ any: String, _ client: SimClient, _ catalog: Catalog) async throws(CatalogError) {

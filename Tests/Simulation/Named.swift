@@ -48,6 +48,10 @@ final class Named: @unchecked Sendable {  // as its world
         return missing
     }
 
+    /// Somebody reads a generation: until `release` it counts as named.
+    func hold(_ who: String, _ record: GenerationRecord) -> Violation? { put(0, who, record) }
+    func release(_ who: String) { drop(roots.removeValue(forKey: "0/\(who)")) }
+
     private func drop(_ root: PageRef?) {
         guard let root else { return }
         for object in under[root.id]! {

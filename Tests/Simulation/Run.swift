@@ -87,6 +87,7 @@ final class Run: @unchecked Sendable {  // as its world
         // Collection takes time: such a world is slow, and its clients take their time.
         if world.chance.one(in: 2) || Life.faults.contains(where: { $0 == fault }) {
             shape.deadlineMs = 5_000
+            shape.beats = true
             life = Life(self, fault: fault)
             for client in clients { life!.slow(client, operations) }
         }
@@ -263,11 +264,12 @@ final class Run: @unchecked Sendable {  // as its world
             let bucket = SimBucket(world, store, sender: Self.operatorName, location: number)
             bucket.faults.loseAnswer = 20
             bucket.faults.failBefore = 20
+            if life != nil { bucket.faults.slow = 6 }
             return bucket
         }
         let opened = store.open(
             buckets, environment, near: UInt8(world.chance.below(buckets.count)), deadlineMs: shape.deadlineMs)
-        return Catalog(opened, process: { _ in .gone })
+        return Catalog(opened, process: { [shape] _ in shape.beats ? .outOfSight : .gone })
     }
 
     private func resize(_ disk: String, to sizeBytes: UInt64, force: Bool) async {
@@ -292,6 +294,10 @@ final class Run: @unchecked Sendable {  // as its world
     }
 
     // MARK: Servers
+
+    func anyServer(using chance: inout Chance) -> SimServer? {
+        servers.compactMap { $0 }.randomElement(using: &chance)
+    }
 
     private func start(_ machine: Int) {
         guard servers[machine] == nil else { return }

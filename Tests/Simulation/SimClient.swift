@@ -195,7 +195,7 @@ final class SimClient: @unchecked Sendable {  // as its world
                 return connection.cut()
             }
             // It goes on with sessions that it knows until it looks at the head; whoever cut the disk waits for that.
-            if cutFrom != nil, owner() != server.id { return connection.cut() }
+            if cutFrom != nil || expected != nil, owner() != server.id { return connection.cut() }
             attachments += 1
             if !sizes.contains(connection.sizeBytes) {
                 world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")

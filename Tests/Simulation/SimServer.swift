@@ -18,6 +18,8 @@ struct ServerShape {
     var blockFileBytes: UInt64 = 64 << 20
     var takeover = Takeover.dead
     var network = NetworkShape()
+    /// It says every second that it lives, and what it reads.
+    var beats = false
     /// How long a call on the store is repeated.
     var deadlineMs: UInt64 = 20_000
     var fault: Fault?
@@ -95,8 +97,18 @@ final class SimServer: @unchecked Sendable {  // as its world
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
                 try? await grace.refresh(opened.bucket, environment: environment)
+                if shape.beats { await beat(opened) }
                 await manager.checkOwnership()
             }
+        }
+    }
+
+    private func beat(_ store: Store) async {
+        for location in store.locations.all {
+            try? await store.heads(at: location.number).beat(
+                ServerRecord(
+                    id: id, host: id, bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],
+                    timeMs: environment.wallMs, reading: manager.reading))
         }
     }
 
