@@ -153,7 +153,13 @@ def main():
                 expect(len(out) < 100_000, f"{disk}: a stream of {len(out)} bytes for one page")
         expect(show(disk + "-fork")["blocks"] == blocks, "the fork has another number of blocks")
         table.append((depth, attach, commit, peak, commands))
+    # All of it changed: a million blocks pass by.
+    create("empty", 16 << 40)
+    ms, mib, out = measured("disk", "diff", "empty", "large", "--json")
+    say(f"empty to large: diff: {ms:.0f} ms, peak {mib:.0f} MiB")
+    expect(json.loads(out)["dataBytes"] > 998_000 * BLOCK, "the difference of an empty disk and a full one")
     (d0, a0, c0, p0, m0), (d1, a1, c1, p1, m1) = table
+    expect(mib < m0[0][1] + 32, f"comparing a million blocks takes {mib:.0f} MiB")
     # Attaching goes two ways down the tree, to where a super block would be and to what is read; a commit writes one way up again.
     # A page has less than 32 KiB here.
     deeper = d1 - d0
