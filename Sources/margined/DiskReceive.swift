@@ -19,6 +19,7 @@ struct DiskReceive: AsyncParsableCommand {
 
     @Argument(help: "The disk.") var name: DiskNameArgument
     @OptionGroup var options: DiskOptionFlags
+    @OptionGroup var place: NewDiskLocation
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
@@ -33,11 +34,13 @@ struct DiskReceive: AsyncParsableCommand {
         var settings = try source.settings()
         try options.apply(to: &settings)
         let catalog = try await source.catalog()
+        let location = try place.number(in: catalog.store)
         let progress = Progress("receive \(name.text)")
         defer { progress.finish() }
         let disk = try await catalog.receive(
             name.text, from: { (most) throws(CatalogError) in try StandardStream.read(most) },
-            options: settings.newDisk, progress: { progress.update(doneBytes: $0, totalBytes: $1) })
+            options: settings.newDisk, location: location,
+            progress: { progress.update(doneBytes: $0, totalBytes: $1) })
         progress.finish()
         if json { try disk.print(json: true) }
     }

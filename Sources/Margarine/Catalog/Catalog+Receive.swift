@@ -14,16 +14,17 @@ extension Catalog {
     ///
     /// - Parameters:
     ///   - options: of a new disk; one that is there keeps its own. It gets the size of the disk that was sent.
+    ///   - location: where the head of a new disk is to be; nil: near.
     ///   - progress: told in bytes of the disk, holes included.
     package func receive(
-        _ name: String, from input: @escaping StreamInput, options: DiskOptions = DiskOptions(),
+        _ name: String, from input: @escaping StreamInput, options: DiskOptions = DiskOptions(), location: UInt8? = nil,
         progress: WorkProgress = { _, _ in }
     ) async throws(CatalogError) -> DiskInfo {
         try DiskName.check(name)
         try Self.check(options)
         let reader = StreamReader(input)
         let description = try await offload { () throws(CatalogError) in try reader.begin() }
-        let spot = try await store.spot(for: name, at: store.locations.near)
+        let spot = try await store.spot(for: name, at: location ?? store.locations.near)
         var head: Head
         var base: Manifest
         let cache = ManifestCache(store.locations)
