@@ -102,7 +102,8 @@ final class CollectionBed: Sendable {
         var encoder = BaseEncoder(id: id, location: UInt8(location))
         let slice = UnsafeMutableRawPointer.allocate(byteCount: Geometry.sliceBytes, alignment: 64)
         defer { slice.deallocate() }
-        slice.initializeMemory(as: UInt8.self, repeating: UInt8(truncatingIfNeeded: id.low | 1), count: Geometry.sliceBytes)
+        slice.initializeMemory(
+            as: UInt8.self, repeating: UInt8(truncatingIfNeeded: id.low | 1), count: Geometry.sliceBytes)
         encoder.add(from: slice, at: SliceIndex(Int(id.high % 32)))
         let (object, ref) = encoder.finish()
         _ = try await faults[location].put(id.blockKey, object, if: .none)
@@ -182,7 +183,9 @@ final class CollectionBed: Sendable {
             keys[Int(ref.location)].insert(ref.id.manifestKey)
             let page = try await cache.page(ref, level: level, index: index)
             for slot in 0..<512 {
-                if level > 0, let child = page.child(slot) { refs.append((child, level - 1, index * 512 + UInt64(slot))) }
+                if level > 0, let child = page.child(slot) {
+                    refs.append((child, level - 1, index * 512 + UInt64(slot)))
+                }
                 if level == 0, let entry = page.entry(slot) {
                     if let base = entry.base { keys[Int(base.location)].insert(base.id.blockKey) }
                     for delta in entry.deltas { keys[Int(delta.location)].insert(delta.id.blockKey) }
