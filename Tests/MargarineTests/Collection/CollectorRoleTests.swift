@@ -230,7 +230,7 @@ struct CollectorRoleTests {
         let body =
             "\"addresses\":[],\"bootID\":\"\",\"freshForMs\":1,\"host\":\"h\",\"id\":\"s\",\"pid\":1,\"pidNamespace\":\"\",\"startTicks\":1,\"timeMs\":7}"
         _ = try await bed.memory.put(
-            ServerRecord.key("s"), CatalogObjectTests.sealed(body, kind: "server"), if: .none)
+            ServerRecord.key("s"), CatalogObjectTests.sealed(body, kind: "server", format: "1"), if: .none)
         #expect(try await bed.store.server("s")?.reading == [])
         var server = try #require(try await bed.store.server("s"))
         server.reading = ["a@1"]
@@ -252,10 +252,10 @@ struct CollectorRoleTests {
             "\"graceMs\":5,\"more\":1,\"nonce\":\"00000000000000000000000000000000\",\"rounds\":1}",
         ] {
             #expect(throws: CatalogError.self, "\(body)") {
-                try CollectionState.decode(CatalogObjectTests.sealed(body, kind: "collection"))
+                try CollectionState.decode(CatalogObjectTests.sealed(body, kind: "collection", format: "1"))
             }
         }
         let good = "\"graceMs\":5,\"nonce\":\"00000000000000000000000000000000\",\"rounds\":1}"
-        #expect((try? CollectionState.decode(CatalogObjectTests.sealed(good, kind: "collection")))?.graceMs == 5)
+        #expect((try? CollectionState.decode(CatalogObjectTests.sealed(good, kind: "collection", format: "1")))?.graceMs == 5)
     }
 }
