@@ -20,9 +20,8 @@ struct Repair: Sendable {
         var readBytes: UInt64 = 0
     }
 
-    private func bucket(_ location: UInt8) -> (any Bucket)? {
-        Int(location) < store.locations.buckets.count ? store.locations.buckets[Int(location)] : nil
-    }
+    /// What is there, and not what other locations have in its place.
+    private func bucket(_ location: UInt8) -> (any Bucket)? { store.locations[location]?.alone }
 
     private func read(_ key: String, at location: UInt8) async throws(ObjectTrouble) -> [UInt8] {
         guard let bucket = bucket(location) else {
@@ -160,7 +159,7 @@ struct Repair: Sendable {
     // MARK: Putting back
 
     private func others(than location: UInt8) -> [UInt8] {
-        store.locations.buckets.indices.map { UInt8($0) }.filter { $0 != location }
+        store.locations.nearFirst.map(\.number).filter { $0 != location }
     }
 
     private func put(_ key: String, _ bytes: [UInt8], at location: UInt8) async -> Bool {

@@ -44,6 +44,14 @@ final class CollectionBed: Sendable {
             id: ObjectID(high: 1, low: 1), locations: Locations(faults), environment: environment)
     }
 
+    /// Tells a bucket which location it is, as `location add` does.
+    private func register(_ number: Int) async throws {
+        let all = memories.indices.map { LocationRegistry.Entry(number: UInt8($0), name: "\($0)") }
+        let registry = LocationRegistry(storeID: store.id, number: UInt8(number), all: all)
+        let bytes = ControlObject.seal(registry, kind: LocationRegistry.kind, format: LocationRegistry.format)
+        _ = try await memories[number].put(LocationRegistry.key, bytes, if: .none)
+    }
+
     var memory: MemoryBucket { memories[0] }
     func heads(_ location: Int = 0) -> HeadStore { HeadStore(bucket: faults[location], environment: environment) }
     func keys(_ prefix: String, at location: Int = 0) -> Set<String> {
@@ -67,7 +75,8 @@ final class CollectionBed: Sendable {
     func collect(_ fault: Fault? = nil, _ change: (inout CollectionOptions) -> Void = { _ in })
         async throws -> CollectionSummary
     {
-        try await Collector(store: store, scratch: scratch, options: options(change), fault: fault).run()
+        if memories.count > 1 { for number in memories.indices { try await register(number) } }
+        return try await Collector(store: store, scratch: scratch, options: options(change), fault: fault).run()
     }
 
     // MARK: Disks
