@@ -37,6 +37,14 @@ final class Life: @unchecked Sendable {  // as its world
         let bytes = state.encoded()
         let memory = run.store.memories[0]
         run.store.net.run { _ = try? await memory.put(CollectionState.key, bytes, if: .absent) }
+        // As `location add` leaves them: a collector makes sure that it knows them all.
+        let memories = run.store.memories
+        let all = memories.indices.map { LocationRegistry.Entry(number: UInt8($0), name: "\($0)") }
+        for (number, memory) in memories.enumerated() where memories.count > 1 {
+            let registry = LocationRegistry(storeID: ObjectID(high: 0, low: 1), number: UInt8(number), all: all)
+            let bytes = ControlObject.seal(registry, kind: LocationRegistry.kind, format: LocationRegistry.format)
+            run.store.net.run { _ = try? await memory.put(LocationRegistry.key, bytes, if: .absent) }
+        }
     }
 
     /// Makes a client take its time.

@@ -180,6 +180,7 @@ final class CollectionRound: @unchecked Sendable {
     /// Finds out that every location of the store can be reached, and what time it is there: a location out of reach may
     /// name what the others have, so then nothing is deleted.
     private func readClocks() async throws(CatalogError) {
+        try await store.requireAll()
         startMs = []
         for bucket in store.locations.buckets {
             if options.isDryRun {

@@ -85,7 +85,13 @@ public final class Daemon: StatusSource {
         }
         try await firstBeat(store, server, settings)
         let grace = GraceGauge()
-        try await grace.refresh(store.bucket, environment: environment)
+        do throws(CatalogError) {
+            try await grace.refresh(store.bucket, environment: environment)
+        } catch {
+            // Disks are served; commits ask again.
+            log.warning("how long a commit may take is not known yet: \(error)")
+            grace.forget()
+        }
 
         let door = try Loop(name: "door")
         door.start()
