@@ -165,7 +165,7 @@ final class Life: @unchecked Sendable {  // as its world
         let reader = SimReader(world, server, record, seen: seen)
         let named = run.named
         let duration = world.chance.ns(1_000_000_000...UInt64(graceMs) * 3_000_000)
-        run.store.net.run { await reader.run(name, named, for: duration) }
+        run.store.net.run { [self] in await reader.run(name, named, for: duration) { isCalm } }
     }
 
     private func fork(_ any: String, _ client: SimClient, _ catalog: Catalog) async throws(CatalogError) {
