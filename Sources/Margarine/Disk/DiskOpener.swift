@@ -94,9 +94,10 @@ struct DiskOpener {
             }
             next.session = session.flatMap { next.lostSessions.contains($0) ? nil : $0 }
         }
-        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: found.etag)
-            })
-        {
+        let swap = try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.swap(next, expecting: found.etag)
+        }
+        switch swap {
         case .lost: return nil
         case .won(let tag):
             return make(next, tag, heads, folder, pages, replayed, survives: survives)
