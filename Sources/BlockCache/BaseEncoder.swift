@@ -5,7 +5,8 @@ public struct EncodedSlice: Sendable, Equatable {
     public let codec: SliceCodec
     /// Empty for a slice of zeroes.
     public let stored: [UInt8]
-    let checksum: UInt64
+    /// Of the stored bytes; 0 for a slice of zeroes.
+    public let checksum: UInt64
 
     public static let zero = EncodedSlice(codec: .zero, stored: [], checksum: 0)
 
@@ -13,6 +14,32 @@ public struct EncodedSlice: Sendable, Equatable {
         self.codec = codec
         self.stored = stored
         self.checksum = checksum
+    }
+}
+
+extension EncodedSlice {
+    /// A slice that was packed elsewhere and is not all zeroes; nil when it cannot be one, or fails its checksum.
+    public init?(checking codec: SliceCodec, stored: [UInt8], checksum sum: UInt64) {
+        guard Self.fits(codec, storedBytes: stored.count),
+            stored.withUnsafeBytes({ BlockCache.checksum($0) }) == sum
+        else { return nil }
+        self.init(codec: codec, stored: stored, checksum: sum)
+    }
+
+    /// Whether a slice that is not all zeroes can take so many bytes.
+    public static func fits(_ codec: SliceCodec, storedBytes count: Int) -> Bool {
+        switch codec {
+        case .zero: false
+        case .raw: count == Geometry.sliceBytes
+        case .zstd: count > 0 && count < Geometry.sliceBytes
+        }
+    }
+
+    /// Unpacks into the 512 KiB at `frame`; false when the stored bytes hold something else than a slice.
+    public func unpack(into frame: UnsafeMutableRawPointer) -> Bool {
+        stored.withUnsafeBytes {
+            Codec.unpack(codec, $0, into: UnsafeMutableRawBufferPointer(start: frame, count: Geometry.sliceBytes))
+        }
     }
 }
 

@@ -20,7 +20,9 @@ struct Disk: ParsableCommand {
             """,
         subcommands: [
             DiskCreate.self, DiskSet.self, DiskList.self, DiskShow.self, DiskResize.self, DiskDelete.self,
-            DiskExport.self, DiskImport.self, DiskRelease.self,
+            DiskExport.self, DiskImport.self, DiskRelease.self, DiskLocalize.self,
+            DiskFork.self, DiskHistory.self, DiskPin.self, DiskUnpin.self, DiskRollback.self,
+            DiskDiff.self, DiskSend.self, DiskReceive.self,
         ])
 }
 
@@ -106,11 +108,16 @@ struct DiskOptionFlags: ParsableArguments {
     )
     var resumeWindow: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "How dense the history is: 1 to 16, or 0 for only the newest generation.", valueName: "number"))
+    var historyDensity: String?
+
     private var given: [(key: String, text: String)] {
-        [("safe-points", safePoints), ("durability", durability), ("resume-window", resumeWindow)].compactMap {
-            key, text in
-            text.map { (key, $0) }
-        }
+        [
+            ("safe-points", safePoints), ("durability", durability), ("resume-window", resumeWindow),
+            ("history-density", historyDensity),
+        ].compactMap { key, text in text.map { (key, $0) } }
     }
 
     func validate() throws {
@@ -130,6 +137,7 @@ struct DiskOptionFlags: ParsableArguments {
         return Catalog.OptionsChange(
             safePoints: safePoints == nil ? nil : settings.newDisk.safePoints,
             durability: durability == nil ? nil : settings.newDisk.durability,
-            resumeWindowMs: resumeWindow == nil ? nil : settings.newDisk.resumeWindowMs)
+            resumeWindowMs: resumeWindow == nil ? nil : settings.newDisk.resumeWindowMs,
+            historyDensity: historyDensity == nil ? nil : settings.newDisk.historyDensity)
     }
 }

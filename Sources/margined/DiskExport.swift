@@ -21,18 +21,8 @@ struct DiskExport: AsyncParsableCommand {
     @Argument(help: "Where the image goes; '-' is standard output.") var file: String
     @OptionGroup var store: StoreOptions
 
-    private func parts() throws -> (name: String, generation: UInt64?) {
-        guard let at = source.lastIndex(of: "@") else { return (source, nil) }
-        let number = source[source.index(after: at)...]
-        guard number.allSatisfy({ $0.isASCII && $0.isNumber }), let generation = UInt64(number), generation > 0 else {
-            throw ValidationError("'\(number)' is no generation: write NAME@NUMBER, as in work@17")
-        }
-        return (String(source[..<at]), generation)
-    }
-
     func validate() throws {
-        let (name, _) = try parts()
-        try DiskNameArgument(argument: name)?.check()
+        _ = try GenerationName(source)
         if file.isEmpty { throw ValidationError("the file has no name: give a path, or '-' for standard output") }
         if file == "-" && isatty(STDOUT_FILENO) == 1 {
             throw ValidationError("standard output is a terminal: send it into a file or another command")
@@ -40,14 +30,14 @@ struct DiskExport: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let (name, generation) = try parts()
+        let wanted = try GenerationName(source)
         let catalog = try await store.catalog(readOnly: true)
         // Before the file is touched: there is such a disk.
-        _ = try await catalog.show(name)
+        _ = try await catalog.show(wanted.disk)
         let output = try ImageOutput(path: file)
         let progress = Progress("export \(source)")
         defer { progress.finish() }
-        try await catalog.export(name, generation: generation, to: output) {
+        try await catalog.export(wanted.disk, generation: wanted.generation, to: output) {
             progress.update(doneBytes: $0, totalBytes: $1)
         }
     }

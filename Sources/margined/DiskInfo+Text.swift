@@ -26,6 +26,10 @@ extension DiskInfo {
         field("safe-points", safePoints.rawValue)
         field("durability", durability.rawValue)
         field("resume-window", DurationMs.text(resumeWindowMs))
+        field("density", historyDensity == 0 ? "0 (only the newest generation)" : "\(historyDensity)")
+        if !pinned.isEmpty { field("pinned", pinned.map(String.init).joined(separator: " ")) }
+        if readOnly { field("read-only", "yes") }
+        if let origin { field("origin", origin) }
         field("created", createdAt)
         field("id", id)
     }

@@ -21,16 +21,26 @@ final class Progress: Sendable {
         state = Mutex(State(startedAt: .now))
     }
 
-    /// Shows that `doneBytes` of `totalBytes` are done, if the last showing is old enough.
-    func update(doneBytes: UInt64, totalBytes: UInt64) {
-        guard isShown else { return }
+    /// Shows that `done` of `total` (0: nobody knows of how many) are done, of what `phase` counts.
+    func update(_ phase: String, done: UInt64, total: UInt64) {
+        guard isShown, isTime() != nil else { return }
+        let share = total == 0 ? "\(done)" : "\(Int(100 * Double(done) / Double(total)))% of \(total)"
+        Output.toStandardError("\r\u{1B}[K\(what): \(phase) \(share)")
+    }
+
+    /// How long it has been going on, if the last showing is old enough for another.
+    private func isTime() -> Duration? {
         let now = ContinuousClock.now
-        let elapsed: Duration? = state.withLock { state in
+        return state.withLock { state in
             if let shownAt = state.shownAt, now - shownAt < .milliseconds(200) { return nil }
             state.shownAt = now
             return now - state.startedAt
         }
-        guard let elapsed else { return }
+    }
+
+    /// Shows that `doneBytes` of `totalBytes` are done, if the last showing is old enough.
+    func update(doneBytes: UInt64, totalBytes: UInt64) {
+        guard isShown, let elapsed = isTime() else { return }
         let percent = totalBytes == 0 ? 100 : Int(100 * Double(doneBytes) / Double(totalBytes))
         let seconds = max(0.001, Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18)
         let rate = ByteSize.readable(UInt64(Double(doneBytes) / seconds))

@@ -137,7 +137,8 @@ private struct ServeRun {
         let control = try ControlSocket(path: settings.controlPath) { request in
             switch request.command {
             case "status": ControlAnswer(status: await daemon.status())
-            default: ControlAnswer(error: "unknown command '\(request.command)': known is status")
+            case "look": await daemon.look()
+            default: ControlAnswer(error: "unknown command '\(request.command)': known are status and look")
             }
         }
         defer { control.close() }

@@ -8,6 +8,7 @@ struct StatusText {
 
     func print() {
         printDaemon()
+        printCollection()
         printSessions()
         printDisks()
     }
@@ -42,6 +43,27 @@ struct StatusText {
             "scratch",
             "\(daemon.scratch): journal " + share(daemon.journalBytes, daemon.journalLimitBytes) + "; cache "
                 + cache(report.scratchCache))
+    }
+
+    private func printCollection() {
+        guard let collection = report.collection else { return }
+        var parts: [String] = []
+        if let phase = collection.phase {
+            parts.append(
+                "\(phase.rawValue), \(collection.done)" + (collection.total == 0 ? "" : " of \(collection.total)"))
+        }
+        if let last = collection.last, let age = collection.lastAgeMs {
+            parts.append(
+                "last \(DurationMs.readable(age)) ago: \(last.deleted) objects deleted, "
+                    + "\(ByteSize.readable(last.deletedBytes))")
+        } else {
+            parts.append("never yet")
+        }
+        parts.append(
+            collection.intervalMs == 0 ? "not by this daemon" : "every \(DurationMs.readable(collection.intervalMs))")
+        parts.append("grace \(DurationMs.readable(collection.graceMs))")
+        if let error = collection.lastError { parts.append("failed: \(error)") }
+        Output.line("gc       " + parts.joined(separator: "; "))
     }
 
     private func printSessions() {

@@ -229,7 +229,9 @@ struct CatalogImageTests {
         let catalog = try await CatalogTests.open(test)
         let size = 2 * Geometry.blockBytes
         var model = [UInt8](repeating: 0, count: size)
-        _ = try await catalog.create("disk", sizeBytes: UInt64(size))
+        var options = DiskOptions()
+        options.historyDensity = DiskOptions.maxHistoryDensity
+        _ = try await catalog.create("disk", sizeBytes: UInt64(size), options: options)
         var (head, etag) = try await CatalogTests.own(catalog, "disk", server: "s", alive: true)
         var models: [[UInt8]] = []
         var manifest = head.manifest(cache: test.cache())

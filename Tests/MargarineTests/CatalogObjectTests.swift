@@ -31,7 +31,7 @@ struct CatalogObjectTests {
     }
 
     /// `body` under a right beginning and a right checksum.
-    static func sealed(_ body: String, kind: String = "head", format: String = "1") -> [UInt8] {
+    static func sealed(_ body: String, kind: String = "head", format: String = "2") -> [UInt8] {
         let rest = Array(body.utf8)
         let sum = ManifestPage.checksum(rest[...])
         let digits = String(sum, radix: 16)
@@ -50,7 +50,7 @@ struct CatalogObjectTests {
         let bytes = head.encoded()
         #expect(try Head.decode(bytes, name: "disk") == head)
         let json = try #require(try JSONSerialization.jsonObject(with: Data(bytes)) as? [String: Any])
-        #expect(json["margarine"] as? String == "head" && json["format"] as? Int == 1)
+        #expect(json["margarine"] as? String == "head" && json["format"] as? Int == 2)
         #expect(json["diskID"] as? String == "0123456789abcdef0000000000000002")
         #expect(json["sizeBytes"] as? UInt64 == ManifestShape.maxSizeBytes)
         #expect((json["record"] as? [String: Any])?["journalSequence"] as? UInt64 == 1 << 60)
@@ -88,7 +88,15 @@ struct CatalogObjectTests {
             return ""
         }
         #expect(error(Self.sealed(body)) == "")
-        #expect(error(Self.sealed(body, format: "2")).contains("format version 2"))
+        #expect(error(Self.sealed(body, format: "3")).contains("format version 3"))
+        // What the first version wrote is read: without pins, and with the history of new disks.
+        var old = body
+        for member in [
+            #""commitWanted":"[0-9a-f]*","#, #""pinned":\[\],"#, #","readOnly":false"#, #""historyDensity":2,"#,
+        ] {
+            old = old.replacingOccurrences(of: member, with: "", options: .regularExpression)
+        }
+        #expect(old != body && error(Self.sealed(old, format: "1")) == "")
         #expect(error(Self.sealed(body, kind: "store")).contains("not a head"))
         let more = body.replacingOccurrences(of: "\"deleted\":", with: "\"delay\":1,\"deleted\":")
         #expect(error(Self.sealed(more)).contains("unknown member 'delay'"))
@@ -140,7 +148,8 @@ struct CatalogObjectTests {
 
         for (bytes, part) in [
             (
-                Self.sealed("\"blockBytes\":4194304,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store"),
+                Self.sealed(
+                    "\"blockBytes\":4194304,\"createdAtMs\":1,\"storeID\":\"\(ids.0)\"}", kind: "store", format: "1"),
                 "4194304-byte blocks"
             ),
             (

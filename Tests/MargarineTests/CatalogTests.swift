@@ -24,7 +24,8 @@ struct CatalogTests {
     static func own(_ catalog: Catalog, _ name: String, server: String, alive: Bool, session: String? = nil)
         async throws -> (Head, ETag)
     {
-        var (head, etag) = try await catalog.load(name)
+        let found = try await catalog.load(name)
+        var head = found.head
         head.epoch += 1
         head.owner = Head.Owner(server: server, host: "h", sinceMs: 1)
         head.session = session
@@ -33,7 +34,7 @@ struct CatalogTests {
             ServerRecord(
                 id: server, host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: ["a"],
                 timeMs: alive ? now : now - 60_000))
-        guard case .won(let tag) = try await catalog.store.heads.swap(head, expecting: etag) else {
+        guard case .won(let tag) = try await catalog.store.heads.swap(head, expecting: found.etag) else {
             throw CatalogError(.conflict, "not won")
         }
         return (head, tag)

@@ -476,10 +476,13 @@ import Testing
             return await kind { _ = try await bucket.list(prefix: "p/", after: "p/c", folders: true, limit: 10) }
         }
         let end = "<IsTruncated>false</IsTruncated>"
-        func entry(_ key: String) -> String { "<Contents><Key>\(key)</Key><Size>1</Size></Contents>" }
+        func entry(_ key: String) -> String {
+            "<Contents><Key>\(key)</Key><LastModified>2024-02-29T23:59:59.5Z</LastModified><Size>1</Size></Contents>"
+        }
         #expect(try await answer(end) == nil)
         #expect(try await answer(entry("some/store/p/d") + entry("some/store/p/e") + end) == nil)
         #expect(try await answer(end, "Other") == .corrupt)
+        #expect(try await answer("<Contents><Key>some/store/p/d</Key><Size>1</Size></Contents>" + end) == .corrupt)
         #expect(try await answer("") == .corrupt)
         #expect(try await answer("<x>") == .corrupt)
         #expect(try await answer(entry("other/p/d") + end) == .corrupt)

@@ -54,7 +54,7 @@ class Store:
 
     def control(self, key, kind):
         data = self.read(key)
-        start = b'{"margarine":"%s","format":1,"checksum":"' % kind.encode()
+        start = b'{"margarine":"%s","format":%d,"checksum":"' % (kind.encode(), 1 if kind == "store" else 2)
         need(data.startswith(start), key + " does not begin as it should")
         behind = data[len(start) + 18 :]
         need(data[len(start) :].startswith(b'%016x",' % checksum(behind)), key + " fails its checksum")

@@ -65,7 +65,7 @@ class Refusal(Exception):
 class Bucket:
     """Objects by key, in memory or in files; `lock` makes conditions atomic."""
     def __init__(self, name):
-        self.lock, self.objects, self.keys = threading.Lock(), {}, []
+        self.lock, self.objects, self.keys, self.times = threading.Lock(), {}, [], {}
         self.path = os.path.join(A.dir, name) if A.dir else None
         if not self.path: return
         os.makedirs(self.path, exist_ok=True)
@@ -74,6 +74,7 @@ class Bucket:
             if file.endswith(".new"): os.unlink(full); continue
             with open(full, "rb") as f: head = json.loads(f.readline()); offset = f.tell()
             self.objects[head["key"]] = (head["etag"], os.path.getsize(full) - offset, (full, offset))
+            self.times[head["key"]] = os.path.getmtime(full)
         self.keys = sorted(self.objects, key=lambda k: k.encode())
 
     def read(self, entry, first, end):
@@ -96,11 +97,17 @@ class Bucket:
             prepared = (full, prepared[1])
         if key not in self.objects: bisect.insort(self.keys, key, key=lambda k: k.encode())
         self.objects[key] = (etag, len(body), prepared)
+        self.times[key] = time.time()
+
+    def modified(self, key):
+        """To the second, as some services tell it."""
+        return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.times.get(key, 0)))
 
     def remove(self, key):
         """Under the lock."""
         entry = self.objects.pop(key, None)
         if entry is None: return
+        self.times.pop(key, None)
         del self.keys[bisect.bisect_left(self.keys, key.encode(), key=lambda k: k.encode())]
         if self.path: os.unlink(entry[2][0])
 
@@ -381,7 +388,7 @@ class Service(http.server.BaseHTTPRequestHandler):
         x.append(f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>")
         if more: x.append(f"<NextContinuationToken>{base64.urlsafe_b64encode(next_token.encode()).decode()}</NextContinuationToken>")
         for key, (etag, length, _) in items:
-            x.append(f'<Contents><Key>{show(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag><Size>{length}</Size><StorageClass>STANDARD</StorageClass></Contents>')
+            x.append(f'<Contents><Key>{show(key)}</Key><LastModified>{bucket.modified(key)}</LastModified><ETag>&quot;{etag}&quot;</ETag><Size>{length}</Size><StorageClass>STANDARD</StorageClass></Contents>')
         for folder in folders: x.append(f"<CommonPrefixes><Prefix>{show(folder)}</Prefix></CommonPrefixes>")
         x.append("</ListBucketResult>")
         return 200, {"Content-Type": "application/xml"}, "".join(x).encode()

@@ -27,7 +27,7 @@ extension Catalog {
         var manifest = head.manifest(cache: cache)
         var sizeBytes = head.sizeBytes
         if let generation {
-            let record = try await found.heads.record(head, generation: generation)
+            let record = try await keptRecord(generation, of: found)
             manifest = .open(record, cache: cache)
             sizeBytes = record.sizeBytes
         }
@@ -122,7 +122,7 @@ extension Catalog {
         let spot = try await store.spot(for: name, at: location ?? store.locations.near)
         var head: Head
         if let found = spot.head, !found.deleted {
-            guard found.record == nil, found.owner == nil else {
+            guard found.record == nil, found.owner == nil, !found.isReadOnly else {
                 throw CatalogError(
                     .exists, "disk '\(name)' is in use or has been written already; import under another name")
             }
@@ -136,6 +136,7 @@ extension Catalog {
             try Self.check(options)
             head = try newHead(name, over: spot.head, sizeBytes: imageBytes, options: options)
         }
+        let limit = try await CommitLimit.begin(store)
         let (edit, blockBytes) = try await load(
             image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
         let manifest = try await CatalogError.wrap { () async throws(StoreError) in
@@ -148,6 +149,7 @@ extension Catalog {
                 committedAtMs: store.environment.wallMs, journalSequence: 0,
                 newBytes: blockBytes + manifest.bytesWritten,
                 manifest: manifest))
+        try await limit.check(asking: true, what: "the import of '\(name)'")
         guard case .won = try await spot.heads.swap(head, expecting: spot.etag) else {
             throw CatalogError(
                 .conflict, "disk '\(name)' was made or taken by another while the image was read; nothing was changed")

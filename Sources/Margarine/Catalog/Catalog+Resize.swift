@@ -21,7 +21,12 @@ extension Catalog {
         for _ in 0..<Self.maxAttempts {
             let found = try await load(name)
             let old = found.head
+            if old.isReadOnly, sizeBytes != old.sizeBytes {
+                throw CatalogError(
+                    .invalid, "disk '\(name)' is read-only and keeps its size; fork it, and resize the fork")
+            }
             var head = old
+            var limit: CommitLimit?
             if sizeBytes < old.sizeBytes {
                 guard shrink else {
                     throw CatalogError(
@@ -29,22 +34,16 @@ extension Catalog {
                         "disk '\(name)' has \(old.sizeBytes) bytes; what lies behind \(sizeBytes) would be lost: use --shrink to mean it"
                     )
                 }
-                if let owner = old.owner, !force {
-                    if try await found.heads.isAlive(owner, process: process) {
-                        throw Self.owned(old, "make it smaller")
-                    }
-                    throw CatalogError(
-                        .owned,
-                        "disk '\(name)' was last served by \(owner.host), which did not give it back; attach it once to recover what that server acknowledged, or use --force to lose it"
-                    )
-                }
+                try await refuseOwned(found, force: force, "make it smaller")
                 head.dispossess()
                 head.sizeBytes = sizeBytes
+                limit = try await CommitLimit.begin(store)
                 try await cut(&head, from: found)
             } else {
                 head.sizeBytes = sizeBytes
             }
             if head == old { return try await info(old, at: found.heads) }
+            try await limit?.check(asking: true, what: "making disk '\(name)' smaller")
             if case .won = try await found.heads.swap(head, expecting: found.etag) {
                 return try await info(head, at: found.heads)
             }

@@ -82,34 +82,6 @@ package struct Catalog: Sendable {
         return try await info(found.head, at: found.heads)
     }
 
-    /// The recorded generations of a disk, oldest first, the current one last.
-    package func generations(_ name: String) async throws(CatalogError) -> [GenerationRecord] {
-        let found = try await load(name)
-        let (heads, head) = (found.heads, found.head)
-        var numbers: [UInt64] = []
-        var after: String?
-        let folder = GenerationRecord.folder(disk: name)
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await heads.bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
-            }
-            numbers += page.items.compactMap { UInt64($0.key.dropFirst(folder.utf8.count)) }
-            after = page.next
-        } while after != nil
-        if let record = head.record, numbers.last != record.generation { numbers.append(record.generation) }
-        return try await inParallel(numbers.filter { $0 <= head.generation }, limit: 16) {
-            (number) async throws(CatalogError) -> GenerationRecord? in
-            do throws(CatalogError) {
-                return try await heads.record(head, generation: number)
-            } catch {
-                // Of another disk that had this name.
-                if error.kind == .notFound { return nil }
-                throw error
-            }
-        }.compactMap { $0 }
-    }
-
     /// A head as people see it.
     ///
     /// - Parameter heads: where it is.
@@ -171,10 +143,15 @@ package struct Catalog: Sendable {
         package var safePoints: SafePointRule?
         package var durability: Durability?
         package var resumeWindowMs: Int64?
-        package init(safePoints: SafePointRule? = nil, durability: Durability? = nil, resumeWindowMs: Int64? = nil) {
+        package var historyDensity: Int?
+        package init(
+            safePoints: SafePointRule? = nil, durability: Durability? = nil, resumeWindowMs: Int64? = nil,
+            historyDensity: Int? = nil
+        ) {
             self.safePoints = safePoints
             self.durability = durability
             self.resumeWindowMs = resumeWindowMs
+            self.historyDensity = historyDensity
         }
     }
 
@@ -184,6 +161,7 @@ package struct Catalog: Sendable {
             if let rule = change.safePoints { head.options.safePoints = rule }
             if let durability = change.durability { head.options.durability = durability }
             if let ms = change.resumeWindowMs { head.options.resumeWindowMs = ms }
+            if let density = change.historyDensity { head.options.historyDensity = density }
             try Self.check(head.options)
         }
     }
@@ -232,6 +210,9 @@ package struct Catalog: Sendable {
         guard (0...DiskOptions.maxResumeWindowMs).contains(options.resumeWindowMs) else {
             throw CatalogError(
                 .invalid, "a resume window is from 0 to \(DiskOptions.maxResumeWindowMs / 3_600_000) hours")
+        }
+        guard (0...DiskOptions.maxHistoryDensity).contains(options.historyDensity) else {
+            throw CatalogError(.invalid, "the density of a history is from 0 to \(DiskOptions.maxHistoryDensity)")
         }
     }
 

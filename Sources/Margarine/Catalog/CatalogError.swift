@@ -15,6 +15,8 @@ package struct CatalogError: Error, Sendable, CustomStringConvertible {
         case owned
         /// Another writer changed the disk at the same time, again and again.
         case conflict
+        /// It took so long that what it stored may be deleted by a collection: it was given up.
+        case tooSlow
         /// Stored control data is damaged, or of a version that this Margarine does not know.
         case corrupt
         /// The store failed; `.unclear` means that the change may have taken effect.

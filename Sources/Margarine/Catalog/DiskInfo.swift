@@ -29,6 +29,14 @@ public struct DiskInfo: Sendable, Codable, Equatable {
     public var safePoints: SafePointRule
     public var durability: Durability
     public var resumeWindowMs: Int64
+    /// 0: only the newest generation is kept, besides pinned ones.
+    public var historyDensity: Int
+    /// Generations that are kept whatever the rule says.
+    public var pinned: [UInt64]
+    /// Nobody writes it: any number of clients may attach it, without an owner.
+    public var readOnly: Bool
+    /// The generation, `DISK@GENERATION`, that the current one equals: of forks, roll-backs and received disks.
+    public var origin: String?
     /// Blocks of 16 MiB that hold something.
     public var blocks: UInt64
     /// Bytes in the store that the current generation names.
@@ -51,6 +59,10 @@ public struct DiskInfo: Sendable, Codable, Equatable {
         safePoints = head.options.safePoints
         durability = head.options.durability
         resumeWindowMs = head.options.resumeWindowMs
+        historyDensity = head.options.historyDensity
+        pinned = head.pinned
+        readOnly = head.isReadOnly
+        origin = head.origin.map { "\($0.disk)@\($0.generation)" }
         blocks = head.usedBlocks
         storedBytes = head.storedBytes
         committedAt = head.committedAtMs.map(isoTime)
@@ -71,6 +83,10 @@ public struct DiskInfo: Sendable, Codable, Equatable {
         try c.encode(safePoints, forKey: .safePoints)
         try c.encode(durability, forKey: .durability)
         try c.encode(resumeWindowMs, forKey: .resumeWindowMs)
+        try c.encode(historyDensity, forKey: .historyDensity)
+        try c.encode(pinned, forKey: .pinned)
+        try c.encode(readOnly, forKey: .readOnly)
+        try c.encode(origin, forKey: .origin)
         try c.encode(blocks, forKey: .blocks)
         try c.encode(storedBytes, forKey: .storedBytes)
         try c.encode(committedAt, forKey: .committedAt)

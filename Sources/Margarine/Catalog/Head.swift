@@ -79,6 +79,7 @@ package struct Head: Sendable, Equatable, Codable {
     // What people and the committer ask of the current generation. Never inlined: Swift 6.3 with -O fails on it.
     @inline(never) package var usedBlocks: UInt64 { record?.usedBlocks ?? 0 }
     @inline(never) package var storedBytes: UInt64 { record?.storedBytes ?? 0 }
+    @inline(never) package var origin: GenerationRecord.Origin? { record?.origin }
     /// nil before the first commit.
     @inline(never) package var committedAtMs: Int64? { record?.committedAtMs }
     /// The journal record number that the current generation contains, of the journal of epoch `record.epoch`.

@@ -7,12 +7,13 @@ package import Runtime
 package enum LocalProcess {
     /// The heartbeat of this process, to be written now and with a new `timeMs` ever after.
     package static func record(
-        id: String, addresses: [String], environment: any Environment, freshForMs: Int64 = ServerRecord.freshMs
+        id: String, addresses: [String], environment: any Environment, freshForMs: Int64 = ServerRecord.freshMs,
+        reading: [String] = []
     ) -> ServerRecord {
         ServerRecord(
             id: id, host: hostName(), bootID: bootID(), pid: getpid(), pidNamespace: pidNamespace(),
             startTicks: startTicks(of: getpid()) ?? 0, addresses: addresses, timeMs: environment.wallMs,
-            freshForMs: freshForMs)
+            freshForMs: freshForMs, reading: reading)
     }
 
     /// Whether the process of a heartbeat runs, as far as this machine can tell.

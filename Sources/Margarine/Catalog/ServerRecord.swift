@@ -22,11 +22,14 @@ package struct ServerRecord: Sendable, Equatable, Codable {
     package var timeMs: Int64
     /// How long after `timeMs` this heartbeat stands for life: its server's `owner-dead-after`. Milliseconds.
     package var freshForMs: Int64
+    /// Generations that it has attached read-only, as `NAME@GENERATION`: not to be removed while this heartbeat is younger
+    /// than the grace period. `readsEverything` stands for more of them than a heartbeat can name.
+    package var reading: [String]
 
     package init(
         id: String, host: String, bootID: String, pid: Int32, pidNamespace: String, startTicks: UInt64,
         addresses: [String],
-        timeMs: Int64, freshForMs: Int64 = freshMs
+        timeMs: Int64, freshForMs: Int64 = freshMs, reading: [String] = []
     ) {
         self.id = id
         self.host = host
@@ -37,6 +40,7 @@ package struct ServerRecord: Sendable, Equatable, Codable {
         self.addresses = addresses
         self.timeMs = timeMs
         self.freshForMs = freshForMs
+        self.reading = reading.count > Self.maxReading ? [Self.readsEverything] : reading
     }
 
     /// How long a heartbeat stands for life where its server does not choose.
@@ -45,9 +49,33 @@ package struct ServerRecord: Sendable, Equatable, Codable {
     package static let intervalMs: Int64 = 10_000
     /// A heartbeat that claims more is not believed.
     static let longestFreshMs: Int64 = 86_400_000
-    static let format = 1
+    /// No name of a generation.
+    package static let readsEverything = "*"
+    /// More are not named, so that the object stays small.
+    package static let maxReading = 1024
+    static let format = 2
+    /// Format 1 has no `reading`.
+    static let oldestFormat = 1
 
     package static func key(_ id: String) -> String { "servers/" + id }
+
+    enum CodingKeys: String, CodingKey {
+        case id, host, bootID, pid, pidNamespace, startTicks, addresses, timeMs, freshForMs, reading
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let c = try decoder.container(keyedBy: CodingKeys.self)
+        id = try c.decode(String.self, forKey: .id)
+        host = try c.decode(String.self, forKey: .host)
+        bootID = try c.decode(String.self, forKey: .bootID)
+        pid = try c.decode(Int32.self, forKey: .pid)
+        pidNamespace = try c.decode(String.self, forKey: .pidNamespace)
+        startTicks = try c.decode(UInt64.self, forKey: .startTicks)
+        addresses = try c.decode([String].self, forKey: .addresses)
+        timeMs = try c.decode(Int64.self, forKey: .timeMs)
+        freshForMs = try c.decode(Int64.self, forKey: .freshForMs)
+        reading = try c.decodeIfPresent([String].self, forKey: .reading) ?? []
+    }
 
     /// Whether the server is to be taken for alive at `nowMs`: its heartbeat is fresh (or from a clock ahead of ours), and
     /// its process is not known to be gone.
@@ -90,7 +118,8 @@ extension HeadStore {
         }
         let what = "the heartbeat of '\(id)'"
         let record = try ControlObject.open(
-            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format, what: what)
+            ServerRecord.self, object.bytes, kind: "server", format: ServerRecord.format,
+            oldest: ServerRecord.oldestFormat, what: what)
         guard record.id == id, ControlObject.times.contains(record.timeMs),
             ControlObject.times.contains(record.freshForMs)
         else { throw CatalogError(.corrupt, "\(what) contradicts itself") }

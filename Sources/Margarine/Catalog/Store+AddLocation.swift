@@ -38,6 +38,7 @@ extension Store {
                 throw CatalogError(.conflict, "\(bucket.name) was made another location at the same time; look again")
             }
         }
+        try await copyGrace(to: bucket)
         let outcome = try await CatalogError.wrap { () async throws(StoreError) in
             try await bucket.swap(Store.key, description, if: .absent)
         }
@@ -56,6 +57,18 @@ extension Store {
             added.behind.append((missing.name, "it is not configured here"))
         }
         return added
+    }
+
+    /// Its writers go by the store's grace period from the start.
+    private func copyGrace(to bucket: any Bucket) async throws(CatalogError) {
+        guard let state = try await CollectionState.load(locations.nearBucket)?.state else { return }
+        var copy = CollectionState()
+        copy.graceMs = state.graceMs
+        copy.nonce = environment.objectID()
+        let bytes = copy.encoded()
+        _ = try await CatalogError.wrap { () async throws(StoreError) in
+            try await bucket.swap(CollectionState.key, bytes, if: .absent)
+        }
     }
 
     private func storeDescription() async throws(CatalogError) -> [UInt8] {

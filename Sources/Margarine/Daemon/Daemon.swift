@@ -34,10 +34,16 @@ public final class Daemon: StatusSource {
         let listener: Listener
         /// Accepts, shakes hands, beats, and does what is no disk's.
         let door: Loop
+        /// For commits: as the near location says.
+        let grace: GraceGauge
+        /// For collections: as the first location says.
+        let collected: GraceGauge
+        let collection: ScheduledCollection
 
         init(
             store: Store, counters: StoreCounters, server: ServerIdentity, cache: SliceCache, files: BlockFiles,
-            contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop
+            contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop,
+            grace: GraceGauge, collected: GraceGauge, collection: ScheduledCollection
         ) {
             self.store = store
             self.counters = counters
@@ -48,6 +54,9 @@ public final class Daemon: StatusSource {
             self.disks = disks
             self.listener = listener
             self.door = door
+            self.grace = grace
+            self.collected = collected
+            self.collection = collection
         }
     }
 
@@ -79,6 +88,10 @@ public final class Daemon: StatusSource {
             }
         }
         try await firstBeat(store, server, settings)
+        let grace = GraceGauge()
+        try await grace.refresh(store.locations.nearBucket, environment: environment)
+        let collected = GraceGauge()
+        if let first = store.locations[0] { try? await collected.refresh(first.hasty, environment: environment) }
 
         let door = try Loop(name: "door")
         door.start()
@@ -87,7 +100,7 @@ public final class Daemon: StatusSource {
         let loader = BlockLoader(
             locations: store.locations.buckets, cache: cache, files: files, environment: environment,
             spawn: { door.run(task: $0) })
-        let contexts = try makeContexts(settings, scratch, store, loader)
+        let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
             contexts: contexts, store: store, server: server, takeover: settings.takeover, log: log,
             isAlive: { [environment] id, heads in
@@ -99,8 +112,8 @@ public final class Daemon: StatusSource {
         let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
-            disks: disks,
-            listener: listener, door: door)
+            disks: disks, listener: listener, door: door, grace: grace, collected: collected,
+            collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: collected, log: log))
         state.withLock { $0.parts = parts }
 
         await files.start()
@@ -108,11 +121,12 @@ public final class Daemon: StatusSource {
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
         for location in store.locations.all { door.run { [weak self] in await self?.beat(parts, at: location) } }
+        parts.collection.apply(settings)
         return addresses
     }
 
     private func makeContexts(
-        _ settings: Settings, _ scratch: DirectoryScratch, _ store: Store, _ loader: BlockLoader
+        _ settings: Settings, _ scratch: DirectoryScratch, _ store: Store, _ loader: BlockLoader, _ grace: GraceGauge
     ) throws -> [DiskContext] {
         // Every loop's share of the dirty memory must hold the largest request, or that would wait for ever.
         let count = min(
@@ -125,7 +139,7 @@ public final class Daemon: StatusSource {
                 locations: store.locations, loader: loader,
                 manifests: ManifestCache(store.locations, budgetBytes: max(4 << 20, (64 << 20) / count)),
                 arena: FrameArena(budgetBytes: Int(settings.dirtyMemoryBytes) / count), journals: journals,
-                log: log, settings: diskSettings(settings))
+                log: log, settings: diskSettings(settings), grace: grace)
         }
     }
 
@@ -163,9 +177,12 @@ public final class Daemon: StatusSource {
 
     // MARK: Heartbeat
 
-    private func heartbeat(_ server: ServerIdentity, addresses: [String], _ settings: Settings) -> ServerRecord {
+    private func heartbeat(
+        _ server: ServerIdentity, addresses: [String], reading: [String] = [], _ settings: Settings
+    ) -> ServerRecord {
         LocalProcess.record(
-            id: server.id, addresses: addresses, environment: environment, freshForMs: settings.ownerDeadAfterMs)
+            id: server.id, addresses: addresses, environment: environment, freshForMs: settings.ownerDeadAfterMs,
+            reading: reading)
     }
 
     /// Says that this server lives, at every location that answers, before it takes a disk; the near one must.
@@ -191,7 +208,14 @@ public final class Daemon: StatusSource {
             let (settings, addresses, isDraining) = state.withLock { ($0.settings, $0.addresses, $0.isDraining) }
             if isDraining, !parts.disks.hasDisks { return }
             do {
-                try await heads.beat(heartbeat(parts.server, addresses: addresses, settings))
+                try await heads.beat(
+                    heartbeat(parts.server, addresses: addresses, reading: parts.disks.reading, settings))
+                if location.number == parts.store.locations.near {
+                    try await parts.grace.refresh(heads.bucket, environment: environment)
+                }
+                if location.number == 0 {
+                    try await parts.collected.refresh(heads.bucket, environment: environment)
+                }
                 if isAway, parts.store.locations.hasSeveral {
                     log.notice("location '\(location.name)' is in reach again")
                 }
@@ -214,6 +238,7 @@ public final class Daemon: StatusSource {
             return state.parts
         }
         guard let parts else { return }
+        await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
         for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
@@ -227,6 +252,13 @@ public final class Daemon: StatusSource {
             return state.parts
         }
         parts?.disks.apply(diskSettings(settings))
+        parts?.collection.apply(settings)
+    }
+
+    /// Looks at the heads of its disks now rather than with the next heartbeat: somebody has changed one.
+    public func look() async -> ControlAnswer {
+        await state.withLock { $0.parts }?.disks.checkOwnership()
+        return ControlAnswer()
     }
 
     // MARK: Status
@@ -256,10 +288,12 @@ public final class Daemon: StatusSource {
         var sessions = disks.compactMap(\.1)
         for connection in await parts.listener.sessions() { Daemon.add(connection, to: &sessions) }
         sessions.sort { ($0.address, $0.export) < ($1.address, $1.export) }
-        return StatusReport(
+        var report = StatusReport(
             daemon: daemon, store: storeStatus(parts), memoryCache: memoryStatus(parts.cache),
             scratchCache: scratchStatus(parts.files, parts.cache), sessions: sessions,
             disks: disks.map(\.0).sorted { $0.name < $1.name })
+        report.collection = parts.collection.status
+        return report
     }
 
     /// Adds a connection's counts to its session, or makes one for a reader of a generation.

@@ -61,15 +61,23 @@ extension SettingKey {
         .duration("heartbeat-interval", table: "commit", 100...3_600_000, reload: true, \.heartbeatIntervalMs),
         .duration("owner-dead-after", table: "commit", 1000...86_400_000, reload: true, \.ownerDeadAfterMs),
 
+        .duration(
+            "collection-interval", table: "collection", 0...366 * 86_400_000, reload: true, \.collectionIntervalMs),
+        .duration("collection-grace", table: "collection", 0...366 * 86_400_000, reload: true, \.collectionGraceMs),
+        .count("collection-rate", table: "collection", 0...1_000_000, reload: true, \.collectionRate),
+
         .choice("safe-points", table: "new-disk", \.newDisk.safePoints),
         .choice("durability", table: "new-disk", \.newDisk.durability),
         .duration(
             "resume-window", table: "new-disk", 0...DiskOptions.maxResumeWindowMs, reload: false,
             \.newDisk.resumeWindowMs),
+        .count(
+            "history-density", table: "new-disk", 0...DiskOptions.maxHistoryDensity, reload: false,
+            \.newDisk.historyDensity),
     ]
 
     /// The tables of the file.
-    public static let tables = ["serve", "limits", "commit", "new-disk"]
+    public static let tables = ["serve", "limits", "commit", "collection", "new-disk"]
 
     /// The key of this name, or nil.
     public static func named(_ name: String) -> SettingKey? { all.first { $0.name == name } }
@@ -105,6 +113,11 @@ extension Settings {
                     ? "near = \"\(near)\" needs locations"
                     : "near (\(near)) is none of the locations: "
                         + locations.map(\.name).joined(separator: ", "))
+        }
+        guard collectionGraceMs == 0 || collectionGraceMs >= Self.shortestGraceMs else {
+            throw SettingError(
+                "collection-grace must be at least \(DurationMs.text(Self.shortestGraceMs)), or 0 for what the store has"
+            )
         }
         for path in unix + [controlPath] where path.utf8.count > 107 {
             throw SettingError("the socket path '\(path)' is longer than 107 bytes: choose a shorter one")

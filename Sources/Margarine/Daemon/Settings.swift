@@ -104,6 +104,16 @@ public struct Settings: Sendable, Equatable {
     /// What to do with disks that other servers own.
     public var takeover = Takeover.dead
 
+    // Collection.
+    /// How often this daemon collects what nothing names; 0: never. Milliseconds.
+    public var collectionIntervalMs: Int64 = 0
+    /// Makes this the store's grace period when it collects; 0: leaves that as it is. Milliseconds.
+    public var collectionGraceMs: Int64 = 0
+    /// Shortest grace period that may be asked for. Milliseconds.
+    public static let shortestGraceMs: Int64 = 10_000
+    /// Objects that it deletes in a second; 0: as many as the store takes.
+    public var collectionRate = 1000
+
     // Clients.
     /// A request that cannot be answered by then fails with EIO; below the client's own limit. Milliseconds.
     public var readTimeoutMs: Int64 = 25_000

@@ -17,6 +17,8 @@ public struct StatusReport: Codable, Sendable, Equatable {
     public var sessions: [SessionStatus]
     /// Disks that are served or still have something to commit, by name.
     public var disks: [DiskStatus]
+    /// nil before the daemon serves.
+    public var collection: CollectionStatus?
     public init(
         daemon: DaemonStatus, store: StoreStatus, memoryCache: CacheStatus, scratchCache: CacheStatus,
         sessions: [SessionStatus], disks: [DiskStatus]
@@ -92,6 +94,26 @@ public struct LocationStatus: Codable, Sendable, Equatable {
         self.isNear = isNear
         self.trouble = trouble
     }
+}
+
+/// Collection, by this daemon or others.
+public struct CollectionStatus: Codable, Sendable, Equatable {
+    /// How often this daemon collects; 0: never.
+    public var intervalMs: Int64 = 0
+    /// Of the store.
+    public var graceMs: Int64 = 0
+    /// What this daemon's round is at; nil: none is under way.
+    public var phase: CollectionPhase?
+    public var done: UInt64 = 0
+    /// 0: not known.
+    public var total: UInt64 = 0
+    /// The last completed round in the store, by whomever.
+    public var last: CollectionSummary?
+    /// Since it was begun.
+    public var lastAgeMs: Int64?
+    /// Why this daemon's last round was not completed.
+    public var lastError: String?
+    public init() {}
 }
 
 /// One of the caches.

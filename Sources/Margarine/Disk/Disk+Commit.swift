@@ -22,7 +22,8 @@ extension Disk {
 
     private func isDue(_ layer: Layer) -> Bool {
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
-        return isDraining || session == nil || !commitWaiters.isEmpty || layer.dataBytes >= context.settings.commitBytes
+        return isDraining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
+            || layer.dataBytes >= context.settings.commitBytes
             || journal.liveBytes > context.settings.journalLimitBytes / 2 || context.journals.isFilling
             || nowNs >= layer.frozenAtNs + interval
     }
@@ -58,6 +59,10 @@ extension Disk {
                 }
                 backoffMs = 200
                 lastCommitError = nil
+            } catch let conflict as CatalogError where conflict.kind == .conflict {
+                // There is another generation of the same bytes: on that, then.
+                log.debug("disk \(name): \(conflict); the commit begins anew")
+                continue
             } catch {
                 if lastCommitError == nil {
                     context.problem(
@@ -84,15 +89,22 @@ extension Disk {
             active = Layer(pages: pages)
         }
         if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
+        let limit = CommitLimit(
+            context.grace, bucket: context.locations.nearBucket, environment: context.environment)
+        let base = head.generation
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
         guard lost == nil else { return }
+        guard head.generation == base else {
+            throw CatalogError(.conflict, "disk '\(name)': its data was moved to another location meanwhile")
+        }
         try await heads.archive(head)
         let record = GenerationRecord(
             diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: layer.kind,
             committedAtMs: context.environment.wallMs, journalSequence: layer.lastSequence, newBytes: newBytes,
             manifest: written)
-        try await swapHead(.advance(record))
+        // One that took too long is tried again from the beginning, with new objects; the layers are all still here.
+        try await swapHead(.advance(record), within: limit)
         guard lost == nil else { return }
         precondition(head.generation == record.generation)
         // One step, between two turns of the loop: whoever reads finds either the layer or the generation with it.

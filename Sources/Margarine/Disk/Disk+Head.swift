@@ -18,16 +18,22 @@ extension Disk {
     /// Stores the head with `change` applied, and with the present session. When a user changed options or size meanwhile,
     /// those are taken over. When another server has the disk, it is lost here, and nothing was changed.
     ///
-    /// - Throws: the store failed; nothing is known to have changed. Try again.
-    func swapHead(_ change: HeadChange) async throws(CatalogError) {
+    /// - Parameter limit: of what the head is to name.
+    /// - Throws: the store failed, or the limit is over; nothing is known to have changed. Try again.
+    func swapHead(_ change: HeadChange, within limit: CommitLimit? = nil) async throws(CatalogError) {
         await headTurn()
-        let failure = await swapInTurn(change)
+        let failure = await swapInTurn(change, within: limit)
         endHeadTurn()
         if let failure { throw failure }
     }
 
-    private func swapInTurn(_ change: HeadChange) async -> CatalogError? {
+    private func swapInTurn(_ change: HeadChange, within limit: CommitLimit?) async -> CatalogError? {
         while lost == nil {
+            do throws(CatalogError) {
+                try await limit?.check(what: "disk '\(name)': a commit")
+            } catch {
+                return error
+            }
             let next = nextHead(change)
             switch await outcome(of: next) {
             case .success(.won(let tag)):
@@ -44,7 +50,9 @@ extension Disk {
                     lose(Disk.describeLoss(found))
                 } else if case .advance(let record) = change, head.generation >= record.generation {
                     // One whose answer was lost for good: the next try gets the next number.
-                    return CatalogError(.conflict, "disk '\(name)': an earlier commit took effect after all")
+                    return CatalogError(
+                        .conflict,
+                        "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
                 }
             case .success(.lost):
                 lose("its head is gone from the store")
@@ -65,6 +73,7 @@ extension Disk {
         case .advance(let record): next.advance(to: record)
         case .release: next.owner = nil
         }
+        if next.commitWanted != nil, wantedSequence <= next.journalSequence { next.commitWanted = nil }
         if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
         next.session = next.owner == nil ? nil : session?.name ?? ended?.name
         for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
@@ -92,13 +101,25 @@ extension Disk {
         let isOurs = found.epoch == head.epoch && found.owner?.server == serverID
         guard isOurs || context.settings.fault == .epochIgnored else { return false }
         let grew = found.sizeBytes != head.sizeBytes
+        // A commit of ours whose answer was lost, or the same bytes at another location: what is read through the layers
+        // stays the same.
+        let moved = isOurs && found.generation != head.generation
+        let isWanted = found.commitWanted != nil && found.commitWanted != head.commitWanted
         head = found
         headTag = tag
-        if grew {
-            log.notice("disk \(name): its size is \(found.sizeBytes) bytes now")
-            manifest = found.manifest(cache: context.manifests)
+        if isWanted {
+            noteWanted()
+            startCommit()
         }
+        if grew { log.notice("disk \(name): its size is \(found.sizeBytes) bytes now") }
+        if grew || moved { manifest = found.manifest(cache: context.manifests) }
         return true
+    }
+
+    /// What is safe now is to be committed at once, and the wish for it taken out of the head.
+    func noteWanted() {
+        wantedSequence = (waiting ?? committing)?.lastSequence ?? head.journalSequence
+        headIsStale = true
     }
 
     private static func describeLoss(_ found: Head) -> String {

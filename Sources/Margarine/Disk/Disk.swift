@@ -59,6 +59,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var commitStartedNs: UInt64?
     /// Head changes that have to reach the store though no data waits (session names).
     var headIsStale = false
+    /// What must be committed before somebody's wish (`Head.commitWanted`) is fulfilled, by journal sequence.
+    var wantedSequence: UInt64 = 0
     var isSwapping = false
     var swapWaiters: [CheckedContinuation<Void, Never>] = []
     var isReleasing = false
@@ -104,6 +106,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             waiting.frozenAtNs = context.environment.nowNs
         }
         lostSessions = head.lostSessions
+        if head.commitWanted != nil { noteWanted() }
         journal.onAppended = { [weak self] turn, error in self?.appended(turn: turn, error: error) }
     }
 

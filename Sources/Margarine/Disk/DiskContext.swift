@@ -39,11 +39,13 @@ package final class DiskContext: @unchecked Sendable {
     package let journals: JournalBudget
     package let log: Logger
     package var settings: DiskSettings
+    /// What is known of the store's grace period: how long a commit may take.
+    let grace: GraceGauge
 
     package init(
         loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
         manifests: ManifestCache, arena: FrameArena, journals: JournalBudget, log: Logger,
-        settings: DiskSettings
+        settings: DiskSettings, grace: GraceGauge = GraceGauge()
     ) {
         self.loop = loop
         self.environment = environment
@@ -55,6 +57,7 @@ package final class DiskContext: @unchecked Sendable {
         self.journals = journals
         self.log = log
         self.settings = settings
+        self.grace = grace
     }
 
     /// Runs `work` as a task on the loop.

@@ -59,7 +59,7 @@ package final class DiskManager: ExportProvider {
             do throws(CatalogError) {
                 for name in try await heads.names() where infos.count < 10_000 {
                     guard let found = try? await heads.load(name), !found.head.deleted else { continue }
-                    infos.append(DiskManager.info(name, found.head.sizeBytes))
+                    infos.append(DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
                 }
             } catch {
                 if location.number == store.locations.near {
@@ -77,10 +77,10 @@ package final class DiskManager: ExportProvider {
             return DiskManager.info(export.disk, disk.size)
         }
         let found = try await stored(export.disk)
-        guard let generation = export.generation else { return DiskManager.info(export.disk, found.head.sizeBytes) }
-        let record = try await AttachError.wrap { () throws(CatalogError) in
-            try await found.heads.record(found.head, generation: generation)
+        guard let generation = export.generation else {
+            return DiskManager.info(export.disk, found.head.sizeBytes, isReadOnly: found.head.isReadOnly)
         }
+        let record = try await kept(found, generation)
         return ExportInfo(
             name: exportName, sizeBytes: record.sizeBytes, isReadOnly: true,
             description: "generation \(generation) of disk \(export.disk)")
@@ -89,9 +89,18 @@ package final class DiskManager: ExportProvider {
     package func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
         let export = try ExportName(exportName)
         if state.withLock({ $0.isDraining }) { throw AttachError(.shutdown, "the server is shutting down") }
-        if let generation = export.generation { return try await attachSnapshot(export.disk, generation) }
+        if let generation = export.generation {
+            let found = try await stored(export.disk)
+            return try await attachSnapshot(found.head, try await kept(found, generation))
+        }
         for _ in 0..<10 {
-            let (context, disk) = try await open(export.disk, session: export.session)
+            var known: Store.Found?
+            if !state.withLock({ $0.disks[export.disk] != nil }) {
+                let found = try await stored(export.disk)
+                if found.head.isReadOnly { return try await attachSnapshot(found.head, found.head.record) }
+                known = found
+            }
+            let (context, disk) = try await open(export.disk, session: export.session, known: known)
             let admitted: Result<Admission?, AttachError> = await context.run {
                 // Given back just now: open it again.
                 while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
@@ -111,8 +120,8 @@ package final class DiskManager: ExportProvider {
         throw AttachError(.unavailable, "disk '\(export.disk)' is being given back; try again")
     }
 
-    private static func info(_ name: String, _ size: UInt64) -> ExportInfo {
-        ExportInfo(name: name, sizeBytes: size, isReadOnly: false, description: "Margarine disk \(name)")
+    private static func info(_ name: String, _ size: UInt64, isReadOnly: Bool = false) -> ExportInfo {
+        ExportInfo(name: name, sizeBytes: size, isReadOnly: isReadOnly, description: "Margarine disk \(name)")
     }
 
     private func stored(_ name: String) async throws(AttachError) -> Store.Found {
@@ -122,11 +131,17 @@ package final class DiskManager: ExportProvider {
         return found
     }
 
+    private func kept(_ found: Store.Found, _ generation: UInt64) async throws(AttachError) -> GenerationRecord {
+        try await AttachError.wrap { () throws(CatalogError) in
+            try await found.heads.keptRecord(found.head, generation: generation)
+        }
+    }
+
     // MARK: Disks
 
     /// The disk, opened if it is not yet.
     private func open(
-        _ name: String, session: String?, onlyOwn: Bool = false
+        _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
         let opening = state.withLock { state in
             if let present = state.disks[name] { return present }
@@ -134,8 +149,8 @@ package final class DiskManager: ExportProvider {
             let number = state.count
             let context = contexts[Int(number % UInt64(contexts.count))]
             let opener = DiskOpener(
-                name: name, session: session, server: server, takeover: takeover, store: store, context: context,
-                isAlive: isAlive)
+                name: name, session: session, server: server, takeover: takeover, store: store, known: known,
+                context: context, isAlive: isAlive)
             context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
@@ -226,6 +241,9 @@ package final class DiskManager: ExportProvider {
         _ = await forEachDisk { disk in await disk.drain() }
     }
 
+    /// The generations that are attached read-only, as `NAME@GENERATION`.
+    package var reading: [String] { state.withLock { $0.snapshots.keys.sorted() } }
+
     package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
 
     package func apply(_ settings: DiskSettings) {
@@ -242,19 +260,22 @@ package final class DiskManager: ExportProvider {
 
     // MARK: Generations
 
-    private func attachSnapshot(_ name: String, _ generation: UInt64) async throws(AttachError) -> AttachedDevice {
-        let key = "\(name)@\(generation)"
-        let found = try await stored(name)
-        let record = try await AttachError.wrap { () throws(CatalogError) in
-            try await found.heads.record(found.head, generation: generation)
-        }
+    /// - Parameter record: nil: of a disk that was never written.
+    private func attachSnapshot(_ head: Head, _ record: GenerationRecord?) async throws(AttachError) -> AttachedDevice {
+        let key = "\(head.name)@\(record?.generation ?? 0)"
+        // A read-only disk may be larger than what it was forked from.
+        let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
         let (snapshot, context) = state.withLock { state in
             if let present = state.snapshots[key] { return present }
             state.count += 1
             let context = contexts[Int(state.count % UInt64(contexts.count))]
             context.startOnce()
             let made = (
-                Snapshot(name: key, manifest: .open(record, cache: context.manifests), context: context), context
+                Snapshot(
+                    name: key,
+                    manifest: Manifest(
+                        sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests),
+                    context: context), context
             )
             state.snapshots[key] = made
             return made

@@ -27,6 +27,8 @@ struct DiskOpener {
     let server: ServerIdentity
     let takeover: Takeover
     let store: Store
+    /// The head as it was just now, to save asking again.
+    var known: Store.Found?
     let context: DiskContext
     let isAlive: OwnerProbe
 
@@ -45,8 +47,8 @@ struct DiskOpener {
 
     /// Attaches. With `onlyOwn`, only a disk that is this server's already (at start).
     func open(onlyOwn: Bool = false) async throws(AttachError) -> Disk {
-        for _ in 0..<5 {
-            if let disk = try await attempt(onlyOwn: onlyOwn) {
+        for number in 0..<5 {
+            if let disk = try await attempt(onlyOwn: onlyOwn, known: number == 0 ? known : nil) {
                 disk.isFresh = !onlyOwn
                 return disk
             }
@@ -54,11 +56,14 @@ struct DiskOpener {
         throw AttachError(.unavailable, "disk '\(name)': other servers keep changing its head; try again")
     }
 
-    private func attempt(onlyOwn: Bool) async throws(AttachError) -> Disk? {
-        guard let found = try await AttachError.wrap({ () throws(CatalogError) in try await store.find(name) }),
-            !found.head.deleted
-        else { throw AttachError(.unknown, "there is no disk '\(name)'") }
+    private func attempt(onlyOwn: Bool, known: Store.Found?) async throws(AttachError) -> Disk? {
+        var found = known
+        if found == nil { found = try await AttachError.wrap { () throws(CatalogError) in try await store.find(name) } }
+        guard let found, !found.head.deleted else {
+            throw AttachError(.unknown, "there is no disk '\(name)'")
+        }
         let (heads, head) = (found.heads, found.head)
+        if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
         if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner, heads) }
@@ -203,7 +208,7 @@ extension AttachError {
         case .notFound: self.init(.unknown, error.description)
         case .invalid: self.init(.invalid, error.description)
         case .owned, .exists, .conflict: self.init(.refused, error.description)
-        case .corrupt, .store, .file: self.init(.unavailable, error.description)
+        case .corrupt, .store, .file, .tooSlow: self.init(.unavailable, error.description)
         }
     }
 }

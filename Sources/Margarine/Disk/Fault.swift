@@ -34,6 +34,14 @@ package enum Fault: String, Sendable, CaseIterable {
     case partialPageMergedWithZeroes
     /// Read: pages that a commit is working on are not looked at.
     case committingLayerNotRead
+    /// Collection: records of generations that history does not keep are removed at once, without a retirement.
+    case collectionSkipsTombstone
+    /// Collection: what was stored or retired a moment ago counts as old.
+    case collectionIgnoresGrace
+    /// Collection: manifests are traced before objects are listed, and what is old is decided at the listing.
+    case collectionScansFirst
+    /// Collection: the disks of the last of several locations are not looked at.
+    case collectionSkipsLocation
 }
 
 #if MARGARINE_FAULTS

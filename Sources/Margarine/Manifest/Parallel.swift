@@ -41,3 +41,50 @@ func inParallel<Item: Sendable, Result: Sendable, Failure: Error>(
     if let failure { throw failure }
     return results.map { $0! }
 }
+
+/// Takes items from `next` until that gives nil, runs `work` on them, at most `limit` at a time, and gives the results to
+/// `take` in the order of the items. No more than `limit` items and results are held at any time. The first error ends it.
+func inOrder<Item: Sendable, Output: Sendable, Failure: Error>(
+    limit: Int, next: () async throws(Failure) -> Item?,
+    work: @escaping @Sendable (Item) async throws(Failure) -> Output,
+    take: (Output) async throws(Failure) -> Void
+) async throws(Failure) {
+    typealias Outcome = Swift.Result<Output, Failure>
+    @Sendable func numbered(_ number: Int, _ item: Item) async -> (Int, Outcome) {
+        // In two steps: see above.
+        let outcome: Outcome
+        do throws(Failure) { outcome = .success(try await work(item)) } catch { outcome = .failure(error) }
+        return (number, outcome)
+    }
+    let failure: Failure? = await withTaskGroup(of: (Int, Outcome).self) { group in
+        var begun = 0
+        var taken = 0
+        var isAtEnd = false
+        // Results that came before their turn.
+        var early: [Int: Outcome] = [:]
+        do throws(Failure) {
+            while true {
+                while !isAtEnd, begun - taken < limit {
+                    guard let item = try await next() else {
+                        isAtEnd = true
+                        break
+                    }
+                    let number = begun
+                    group.addTask { await numbered(number, item) }
+                    begun += 1
+                }
+                guard let (number, outcome) = await group.next() else { return nil }
+                early[number] = outcome
+                while let outcome = early.removeValue(forKey: taken) {
+                    taken += 1
+                    let output = try outcome.get()
+                    try await take(output)
+                }
+            }
+        } catch {
+            group.cancelAll()
+            return error
+        }
+    }
+    if let failure { throw failure }
+}

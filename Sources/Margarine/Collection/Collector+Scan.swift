@@ -1,0 +1,233 @@
+// Listing what there is, following what is named, and holding the one against the other. All of it passes through files on
+// scratch: of a thousand million objects never more than a part is in memory.
+//
+// An object is kept when its id is named, at whatever location: a copy of what is in use is not garbage, for somebody may be
+// about to name it.
+
+import BlockCache
+import ObjectStore
+import Runtime
+
+extension CollectionRound {
+    // MARK: Listing
+
+    /// Lists the blocks and pages of every location; the old ones are candidates.
+    func listObjects() async throws(CatalogError) {
+        var done: UInt64 = 0
+        for (location, bucket) in store.locations.buckets.enumerated() {
+            for kind in ObjectKind.allCases {
+                var found = CollectionSummary.Objects()
+                let file = candidates[kind]!
+                var after: String?
+                repeat {
+                    let place = after
+                    let page = try await CatalogError.wrap { () async throws(StoreError) in
+                        try await bucket.list(prefix: kind.folder, after: place, folders: false, limit: 1000)
+                    }
+                    for item in page.items {
+                        // What is not named like an object is not ours.
+                        guard let id = ObjectID(item.key.dropFirst(kind.folder.utf8.count)) else { continue }
+                        found.scanned += 1
+                        found.scannedBytes += item.lengthBytes
+                        if item.modifiedMs >= cutOffMs(location) {
+                            found.young += 1
+                        } else {
+                            file.add([id.high, id.low, UInt64(location) << 56 | item.lengthBytes])
+                        }
+                    }
+                    try await file.spill()
+                    done += UInt64(page.items.count)
+                    try await report(.listing, done, 0)
+                    after = page.next
+                } while after != nil
+                summarize(kind) { objects in
+                    objects.scanned += found.scanned
+                    objects.scannedBytes += found.scannedBytes
+                    objects.young += found.young
+                }
+            }
+        }
+    }
+
+    private func summarize(_ kind: ObjectKind, _ change: (inout CollectionSummary.Objects) -> Void) {
+        switch kind {
+        case .block: change(&summary.blocks)
+        case .page: change(&summary.pages)
+        }
+    }
+
+    // MARK: Tracing
+
+    /// Follows every manifest of every generation that is recorded, retired or not, of disks that are there or not.
+    func traceManifests() async throws(CatalogError) {
+        for (location, heads) in store.headStores.enumerated() {
+            if skips(location) { continue }
+            let scan = RootScan(heads: heads, requests: options.requests)
+            try await scan.forEachName { (names) async throws(CatalogError) in
+                try await addRoots(try await scan.disks(names), scan, location)
+            }
+        }
+        let (blocks, pages) = (named[.block]!, named[.page]!)
+        var done: UInt64 = 0
+        try await trace.run { (place, page) async throws(CatalogError) in
+            pages.add([place.ref.id.high, place.ref.id.low])
+            for id in page.namedObjects { blocks.add([id.high, id.low]) }
+            try await blocks.spill()
+            try await pages.spill()
+            done += 1
+            if done % 64 == 0 { try await report(.tracing, done, 0) }
+        }
+    }
+
+    private func addRoots(_ disks: [FoundDisk], _ scan: RootScan, _ location: Int) async throws(CatalogError) {
+        var recorded: [(name: String, generation: UInt64)] = []
+        for disk in disks {
+            guard let head = try disk.head.get() else {
+                throw CatalogError(.corrupt, "\(scan.heads.bucket.name): disk '\(disk.name)' has lost its head")
+            }
+            if let record = head.record { trace.add(record) }
+            for number in disk.generations {
+                if options.isDryRun, wouldRemove[location].contains("\(disk.name)@\(number)") { continue }
+                recorded.append((disk.name, number))
+            }
+        }
+        for start in stride(from: 0, to: recorded.count, by: 1000) {
+            let part = Array(recorded[start..<min(start + 1000, recorded.count)])
+            let records = try await inParallel(part, limit: options.requests) {
+                (one) async throws(CatalogError) -> GenerationRecord? in
+                try await scan.record(one.name, one.generation)
+            }
+            // Removed since it was listed: by a collector that has lost its role, and rightly.
+            for record in records { if let record { trace.add(record) } }
+            try await trace.spill()
+            try await report(.tracing, 0, 0)
+        }
+    }
+
+    // MARK: Comparing
+
+    /// Finds the candidates that nothing names.
+    func compare() async throws(CatalogError) {
+        let total = candidates.values.reduce(0) { $0 + $1.count }
+        var done: UInt64 = 0
+        for kind in ObjectKind.allCases {
+            let found = candidates[kind]!
+            for partition in 0..<found.partitions {
+                let words = try await found.words(of: partition)
+                if words.isEmpty { continue }
+                let isNamed = try await named[kind]!.marks(words, stride: found.width, in: partition)
+                for (index, start) in stride(from: 0, to: words.count, by: found.width).enumerated() {
+                    done += 1
+                    if isNamed[index] {
+                        summarize(kind) { $0.kept += 1 }
+                        continue
+                    }
+                    // The lowest bit that a length never has tells the kind.
+                    let isPage: UInt64 = kind == .page ? 1 << 55 : 0
+                    garbage.add([words[start], words[start + 1], words[start + 2] | isPage])
+                    summarize(kind) {
+                        $0.deleted += 1
+                        $0.deletedBytes += words[start + 2] & ((1 << 55) - 1)
+                    }
+                }
+                try await garbage.spill()
+                try await report(.comparing, done, total)
+            }
+        }
+    }
+
+    // MARK: Deleting
+
+    /// Deletes what was found to be garbage.
+    func deleteGarbage() async throws(CatalogError) {
+        let total = garbage.count
+        var done: UInt64 = 0
+        let environment = store.environment
+        let began = environment.nowNs
+        let rate = options.deletesPerSecond
+        let most = rate > 0 ? min(1000, rate) : 1000
+        var batches: [GarbagePlace: [String]] = [:]
+        for partition in 0..<garbage.partitions {
+            try await garbage.forEachRun(in: partition) { (words) async throws(CatalogError) in
+                for start in stride(from: 0, to: words.count, by: garbage.width) {
+                    let id = ObjectID(high: words[start], low: words[start + 1])
+                    let kind: ObjectKind = words[start + 2] & 1 << 55 != 0 ? .page : .block
+                    let place = GarbagePlace(location: Int(words[start + 2] >> 56), kind: kind)
+                    batches[place, default: []].append(kind.key(id))
+                    guard let keys = batches[place], keys.count == most else { continue }
+                    batches[place] = nil
+                    try await delete(keys, place, &done, total)
+                    // Not before its time.
+                    if rate > 0 {
+                        let dueNs = began + done * 1_000_000_000 / UInt64(rate)
+                        if dueNs > environment.nowNs { await environment.sleep(ns: dueNs - environment.nowNs) }
+                    }
+                }
+            }
+        }
+        for place in batches.keys.sorted() {
+            if let keys = batches[place], !keys.isEmpty { try await delete(keys, place, &done, total) }
+        }
+    }
+
+    private func delete(
+        _ keys: [String], _ place: GarbagePlace, _ done: inout UInt64, _ total: UInt64
+    ) async throws(CatalogError) {
+        let bucket = store.locations.buckets[place.location]
+        try await CatalogError.wrap { () async throws(StoreError) in try await bucket.delete(keys) }
+        done += UInt64(keys.count)
+        try await report(.deleting, done, total)
+    }
+}
+
+/// What one request can delete together.
+private struct GarbagePlace: Hashable, Comparable {
+    var location: Int
+    var kind: ObjectKind
+    static func < (a: Self, b: Self) -> Bool {
+        (a.location, a.kind.rawValue) < (b.location, b.kind.rawValue)
+    }
+}
+
+extension PartitionedFile {
+    /// Which of the records in `words` (each `stride` long, beginning with an id) have their id among this file's.
+    func marks(
+        _ words: ContiguousArray<UInt64>, stride: Int, in partition: Int
+    ) async throws(CatalogError) -> [Bool] {
+        let count = words.count / stride
+        func id(_ index: Int32) -> (UInt64, UInt64) {
+            (words[Int(index) * stride], words[Int(index) * stride + 1])
+        }
+        let order = (0..<Int32(count)).sorted { id($0) < id($1) }
+        var marks = Array(repeating: false, count: count)
+        try await forEachRun(in: partition) { run in
+            for start in Swift.stride(from: 0, to: run.count, by: width) {
+                let wanted = (run[start], run[start + 1])
+                var low = 0
+                var high = count
+                while low < high {
+                    let middle = (low + high) / 2
+                    if id(order[middle]) < wanted { low = middle + 1 } else { high = middle }
+                }
+                // An id may be at several locations.
+                while low < count, id(order[low]) == wanted {
+                    marks[Int(order[low])] = true
+                    low += 1
+                }
+            }
+        }
+        return marks
+    }
+}
+
+extension ManifestPage {
+    /// The ids of the block objects that a leaf names, each about once.
+    var namedObjects: Set<ObjectID> {
+        var ids: Set<ObjectID> = []
+        for entry in entries {
+            if let base = entry.base { ids.insert(base.id) }
+            for delta in entry.deltas { ids.insert(delta.id) }
+        }
+        return ids
+    }
+}

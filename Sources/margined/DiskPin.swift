@@ -1,0 +1,58 @@
+import ArgumentParser
+import Margarine
+
+struct DiskPin: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "pin",
+        abstract: "Keep a generation for good.",
+        discussion: """
+            It stays in the history of the disk until it is unpinned. The first generation of a disk is pinned from the start.
+
+            Examples:
+              margined disk pin work 17 --store file:///srv/disks
+            """)
+
+    @Argument(help: "The disk.") var name: DiskNameArgument
+    @Argument(help: "The generation's number.") var generation: String
+    @OptionGroup var source: StoreOptions
+    @Flag(help: "Print the disk as JSON.") var json = false
+
+    func validate() throws {
+        try name.check()
+        _ = try GenerationName.number(generation)
+    }
+
+    func run() async throws {
+        let number = try GenerationName.number(generation)
+        let disk = try await source.catalog().pin(name.text, generation: number)
+        if json { try disk.print(json: true) }
+    }
+}
+
+struct DiskUnpin: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "unpin",
+        abstract: "Keep a generation no longer for good.",
+        discussion: """
+            From now on it stays as long as the density of the history says, like all others.
+
+            Examples:
+              margined disk unpin work 17 --store file:///srv/disks
+            """)
+
+    @Argument(help: "The disk.") var name: DiskNameArgument
+    @Argument(help: "The generation's number.") var generation: String
+    @OptionGroup var source: StoreOptions
+    @Flag(help: "Print the disk as JSON.") var json = false
+
+    func validate() throws {
+        try name.check()
+        _ = try GenerationName.number(generation)
+    }
+
+    func run() async throws {
+        let number = try GenerationName.number(generation)
+        let disk = try await source.catalog().unpin(name.text, generation: number)
+        if json { try disk.print(json: true) }
+    }
+}

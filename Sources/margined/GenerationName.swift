@@ -1,0 +1,29 @@
+import ArgumentParser
+import Margarine
+
+/// `NAME` or `NAME@GENERATION`, as the commands take it.
+struct GenerationName {
+    var disk: String
+    /// nil: the current one.
+    var generation: UInt64?
+
+    /// - Throws: `ValidationError` that says what is wrong.
+    init(_ text: String) throws {
+        disk = text
+        if let at = text.lastIndex(of: "@") {
+            disk = String(text[..<at])
+            generation = try GenerationName.number(
+                String(text[text.index(after: at)...]), in: "NAME@NUMBER, as in work@17")
+        }
+        try DiskNameArgument(argument: disk)?.check()
+    }
+
+    /// A generation's number.
+    static func number(_ text: String, in form: String = "a number, as in 17") throws -> UInt64 {
+        guard !text.isEmpty, text.allSatisfy({ $0.isASCII && $0.isNumber }), let number = UInt64(text), number > 0
+        else {
+            throw ValidationError("'\(text)' is no generation: write \(form)")
+        }
+        return number
+    }
+}
