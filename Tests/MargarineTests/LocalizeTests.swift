@@ -115,7 +115,7 @@ struct LocalizeTests {
         #expect(summary.copiedObjects > 3)
         #expect(summary.generations == 1)
         #expect(try await named("fork", us) == [1])
-        #expect(try await catalog.history("fork").last?.kind == "localized")
+        #expect(try await catalog.generations("fork").last?.kind == .localized)
         // Names and bytes as they were.
         for (key, bytes) in bed.memory["us"]!.contents where euBlocks[key] != nil { #expect(euBlocks[key] == bytes) }
         // Again: nothing to do.
@@ -202,7 +202,11 @@ struct LocalizeTests {
         let back = try await catalog.localize("d", to: 0)
         #expect(back.copiedObjects == 0 && back.presentObjects == 7)
         #expect(try await named("d", eu) == [0])
-        #expect(try await catalog.diff("d", 1, "d", back.generation).isEmpty)
+        // The same bytes, throughout.
+        let changed = catalog.diff(
+            from: try await catalog.view("d", generation: 1),
+            to: try await catalog.view("d", generation: back.generation))
+        #expect(try await changed.next() == nil)
     }
 
     @Test func aDamagedObjectIsNotCopied() async throws {
@@ -261,7 +265,7 @@ struct LocalizeTests {
         #expect(head.owner?.server == "a")
         await client.leave(clean: true)
         await disk.manager.drain()
-        #expect(try await catalog.history("fork").contains { $0.kind == "localized" })
+        #expect(try await catalog.generations("fork").contains { $0.kind == .localized })
         #expect(try await named("fork", us) == [1])
         bed.lose("eu")
         let alone = try await bed.open(["eu", "us"], near: "us")

@@ -25,37 +25,35 @@ extension Catalog {
         let reader = StreamReader(input)
         let description = try await offload { () throws(CatalogError) in try reader.begin() }
         let spot = try await store.spot(for: name, at: location ?? store.locations.near)
-        var place: Store.Found?
-        if let head = spot.head, let etag = spot.etag { place = Store.Found(heads: spot.heads, head: head, etag: etag) }
         var head: Head
         var base: Manifest
         let cache = ManifestCache(store.locations)
         if let from = description.from {
-            guard let place, !place.head.deleted else {
+            guard let there = spot.head, !there.deleted, let etag = spot.etag else {
                 throw CatalogError(
                     .notFound,
                     "there is no disk '\(name)', and the stream goes over \(from.disk)@\(from.generation): receive that one first"
                 )
             }
-            head = try await headToFollow(from, in: place)
+            head = try await headToFollow(from, in: Store.Found(heads: spot.heads, head: there, etag: etag))
             base = head.manifest(cache: cache)
             head.dispossess()
             head.sizeBytes = description.sizeBytes
         } else {
-            head = try newHead(name, over: place?.head, sizeBytes: description.sizeBytes, options: options)
+            head = try newHead(name, over: spot.head, sizeBytes: description.sizeBytes, options: options)
             base = .empty(sizeBytes: head.sizeBytes, cache: cache)
         }
-        let limit = try await Deadline(store)
+        let limit = try await CommitLimit.begin(store)
         let (manifest, newBytes) = try await store(
             reader, into: base, sizeBytes: description.sizeBytes, limit: limit, progress)
-        if let place, !place.head.deleted { try await place.heads.archive(place.head) }
+        if let old = spot.head, !old.deleted { try await spot.heads.archive(old) }
         var record = GenerationRecord(
             diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .received,
             committedAtMs: store.environment.wallMs, journalSequence: head.journalSequence, newBytes: newBytes,
             manifest: manifest)
         record.origin = description.generation
         head.advance(to: record)
-        try limit.check()
+        try await limit.check(asking: true, what: "receiving '\(name)'")
         guard case .won = try await spot.heads.swap(head, expecting: spot.etag) else {
             throw CatalogError(
                 .conflict,
@@ -139,7 +137,7 @@ extension Catalog {
 
     /// Reads a stream to its end and stores its blocks and pages. Gives the manifest of the disk, and the bytes stored.
     private func store(
-        _ reader: StreamReader, into base: Manifest, sizeBytes: UInt64, limit: Deadline, _ progress: WorkProgress
+        _ reader: StreamReader, into base: Manifest, sizeBytes: UInt64, limit: CommitLimit, _ progress: WorkProgress
     ) async throws(CatalogError) -> (Manifest, UInt64) {
         var resized = ManifestEdit(base)
         resized.resize(to: sizeBytes)
@@ -148,7 +146,7 @@ extension Catalog {
         try await inOrder(
             limit: Self.streamedBlocks,
             next: { () async throws(CatalogError) -> (StreamBlock, BlockEntry?)? in
-                try limit.check()
+                try await limit.check(what: "receiving the stream")
                 guard let block = try await offload({ () throws(CatalogError) in try reader.next() }) else {
                     return nil
                 }
@@ -272,29 +270,5 @@ extension Catalog {
         if encoder.isZero { return .nothing(nil) }
         let (object, ref) = encoder.finish()
         return .object(id, object, BlockEntry(base: ref, deltas: []))
-    }
-}
-
-/// Until when stored objects that nothing names yet are safe from collection.
-private struct Deadline: Sendable {
-    private let environment: any Environment
-    private let beganNs: UInt64
-    private let limitMs: UInt64
-
-    /// From now on, half of the store's grace period.
-    init(_ store: Store) async throws(CatalogError) {
-        environment = store.environment
-        beganNs = store.environment.nowNs
-        // The default grace of a store, 24 hours: to be read from the store once that can be chosen.
-        limitMs = 24 * 3_600_000 / 2
-    }
-
-    func check() throws(CatalogError) {
-        guard (environment.nowNs - beganNs) / 1_000_000 < limitMs else {
-            throw CatalogError(
-                .conflict,
-                "receiving took more than \(limitMs / 60_000) minutes, half of the store's grace period: what was stored may be collected, so it is given up; nothing was changed"
-            )
-        }
     }
 }

@@ -128,9 +128,10 @@ struct HistoryThinning: Sendable {
                 }
             }
             gone.formUnion(leaving)
-            // The retirement stands last: it goes when all that was in it has gone.
-            try await remove(
-                leaving.map { GenerationRecord.key(disk: name, generation: $0) } + (isHeld ? [] : [key]))
+            // The retirement goes once all that was in it has gone, by a request of its own: of one that is there no more the
+            // generations would look as if they stayed.
+            try await remove(leaving.map { GenerationRecord.key(disk: name, generation: $0) })
+            if !isHeld { try await remove([key]) }
         }
         if isDryRun { outcome.wouldRemove = gone.map { "\(name)@\($0)" } }
         outcome.generations.removed = UInt64(gone.count)
