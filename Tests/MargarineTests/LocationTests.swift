@@ -252,7 +252,8 @@ struct LocationTests {
         var found = try #require(try await store.find("d"))
         found.head.owner = Head.Owner(server: "s", host: "h", sinceMs: 0)
         guard case .won = try await found.heads.swap(found.head, expecting: found.etag) else {
-            return Issue.record("lost")
+            _ = Issue.record("lost")
+            return
         }
         let record = ServerRecord(
             id: "s", host: "h", bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],

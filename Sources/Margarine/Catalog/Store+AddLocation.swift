@@ -137,7 +137,7 @@ extension Store {
         guard let registry = try await LocationRegistry.load(locations.nearBucket)?.registry,
             let number = registry.number(name), number != locations.near
         else { throw CatalogError(.invalid, "--replace: '\(name)' is no other location of this store; add it without") }
-        if let location = locations[number], try await LocationRegistry.load(location.hasty) != nil {
+        if let location = locations[number], (try? await LocationRegistry.load(location.hasty)) ?? nil != nil {
             throw CatalogError(.exists, "--replace: location '\(name)' answers; it is not lost")
         }
         return (number, registry.all)
