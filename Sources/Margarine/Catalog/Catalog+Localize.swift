@@ -205,7 +205,7 @@ private struct Localizer {
         var after = head
         after.advance(
             to: GenerationRecord(
-                diskID: head.diskID, generation: head.generation + 1, epoch: record.epoch, kind: .localized,
+                diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .localized,
                 committedAtMs: store.environment.wallMs, journalSequence: record.journalSequence,
                 newBytes: copiedBytes + new.bytesWritten, manifest: new))
         try await limit.check(asking: true, what: "a step of the copying of '\(head.name)'")
