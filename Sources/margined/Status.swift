@@ -33,6 +33,7 @@ struct Status: ParsableCommand {
         var source = StoreOptions()
         source.config = config
         source.store = nil
+        source.near = nil
         var settings = try source.settings()
         if let scratch {
             settings.scratch = scratch

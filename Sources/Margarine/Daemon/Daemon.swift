@@ -189,6 +189,7 @@ public final class Daemon: StatusSource {
     private func firstBeat(_ store: Store, _ server: ServerIdentity, _ settings: Settings) async throws(CatalogError) {
         let record = heartbeat(server, addresses: [], settings)
         _ = try await inParallel(store.locations.all, limit: 16) { (location) async throws(CatalogError) -> Bool in
+            if location.trouble() != nil { return false }
             do throws(CatalogError) {
                 try await store.hastyHeads(at: location).beat(record)
                 return true
