@@ -34,11 +34,12 @@ struct DiskReceive: AsyncParsableCommand {
         var settings = try source.settings()
         try options.apply(to: &settings)
         let catalog = try await source.catalog()
+        let location = try place.number(in: catalog.store)
         let progress = Progress("receive \(name.text)")
         defer { progress.finish() }
         let disk = try await catalog.receive(
             name.text, from: { (most) throws(CatalogError) in try StandardStream.read(most) },
-            options: settings.newDisk, location: try place.number(in: catalog.store),
+            options: settings.newDisk, location: location,
             progress: { progress.update(doneBytes: $0, totalBytes: $1) })
         progress.finish()
         if json { try disk.print(json: true) }

@@ -401,7 +401,7 @@ struct StreamTests {
         let catalog = try await CatalogTests.open(test)
         let environment = test.environment
         let slow = TestStream(whole, onRead: { environment.wallMs += 3 * 3_600_000 })
-        #expect(await CatalogTests.kind { _ = try await catalog.receive("d", from: { slow.read($0) }) } == .conflict)
+        #expect(await CatalogTests.kind { _ = try await catalog.receive("d", from: { slow.read($0) }) } == .tooSlow)
         #expect(await CatalogTests.kind { _ = try await catalog.show("d") } == .notFound)
         _ = try await Self.receive(catalog, "d", whole)
         // Another one had the disk before the stream was at its end.

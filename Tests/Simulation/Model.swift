@@ -99,6 +99,32 @@ final class Model {
 
     init(sizeBytes: UInt64) { self.sizeBytes = sizeBytes }
 
+    /// Of a disk that begins at `tick` as a generation of another one, which shows `seen`. Its writes have numbers of their
+    /// own: what leaks from the one to the other is told apart.
+    init(forkOf other: Model, sizeBytes: UInt64, seen: [UInt32: UInt32], at tick: UInt64, firstNumber: Int) {
+        self.sizeBytes = sizeBytes
+        writes = other.writes
+        history = other.history
+        // Nothing of the other one's lands here any more.
+        for number in writes.indices where writes[number].end == .max {
+            writes[number].isUncertain = true
+            writes[number].end = tick - 1
+        }
+        while writes.count < firstNumber { writes.append(Write(start: 0, end: 0, isZero: true)) }
+        goneBack(to: seen, at: tick)
+    }
+
+    /// How many numbers are used up.
+    var numbers: Int { writes.count }
+
+    /// The disk is at `tick` as a generation of it, whatever came after that.
+    func goneBack(to seen: [UInt32: UInt32], at tick: UInt64) {
+        for granule in history.keys {
+            history[granule]!.append(Entry(start: tick, end: tick, write: seen[granule] ?? 0))
+        }
+        addSafePoint(at: tick)
+    }
+
     /// Granules that any write has touched, ascending.
     var touched: [UInt32] { history.keys.sorted() }
 

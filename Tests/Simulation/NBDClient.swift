@@ -341,7 +341,9 @@ final class NBDClient {
         sizeBytes = size
         // HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, CACHE, FAST_ZERO; DF with structured replies.
         let expected: UInt16 = 0b1101_0110_1101 | (isStructured ? 0b1000_0000 : 0)
-        if flags != expected { fail("transmission flags \(String(flags, radix: 2))") }
+        // READ_ONLY, and nothing that writes.
+        let readOnly: UInt16 = 0b101_0000_1111 | (isStructured ? 0b1000_0000 : 0)
+        if flags != expected, flags != readOnly { fail("transmission flags \(String(flags, radix: 2))") }
     }
 
     private func transmit() {

@@ -23,7 +23,7 @@ final class Observer: @unchecked Sendable {  // as its world
 
     init(_ store: SimStore) {
         loop = Loop(name: "observer", clock: { 0 })
-        let locations = Locations([store.memory])
+        let locations = Locations(store.memories)
         let environment = StillEnvironment()
         let files = BlockFiles(disk: MemoryScratch(), budgetBytes: 0, environment: environment)
         let own = loop
@@ -35,25 +35,50 @@ final class Observer: @unchecked Sendable {  // as its world
 
     /// The write that each of `granules` shows in a generation; a text when it can't be read or shows what nobody wrote.
     func read(_ record: GenerationRecord, _ granules: [UInt32]) -> Result<[UInt32: UInt32], Violation> {
-        let answer = Answer()
-        loop.run { [self] in
+        wait("generation \(record.generation)") { [self] in try await look(record, granules) }
+    }
+
+    /// Every object that a generation names, as `LOCATION/KEY`.
+    func objects(of record: GenerationRecord) -> Result<[String], Violation> {
+        wait("objects of generation \(record.generation)") { [self] in
+            var found: Set<String> = []
+            var places = record.root.map { [PagePlace(ref: $0, level: record.depth - 1, index: 0)] } ?? []
+            while let place = places.popLast() {
+                found.insert("\(place.ref.location)/\(place.ref.id.manifestKey)")
+                let page = try await manifests.page(place.ref, level: place.level, index: place.index)
+                for (slot, child) in zip(page.slots.slots, page.children) {
+                    places.append(PagePlace(ref: child, level: place.level - 1, index: place.index << 9 | UInt64(slot)))
+                }
+                for entry in page.entries {
+                    if let base = entry.base { found.insert("\(base.location)/\(base.id.blockKey)") }
+                    for delta in entry.deltas { found.insert("\(delta.location)/\(delta.id.blockKey)") }
+                }
+            }
+            return found.sorted()
+        }
+    }
+
+    private final class Answer<T: Sendable>: @unchecked Sendable {  // as the observer
+        var result: Result<T, Violation>?
+    }
+
+    /// Runs `work` to its end, at once.
+    private func wait<T: Sendable>(_ what: String, _ work: @escaping @Sendable () async throws -> T) -> Result<
+        T, Violation
+    > {
+        let answer = Answer<T>()
+        loop.run {
             do {
-                answer.result = .success(try await look(record, granules))
+                answer.result = .success(try await work())
             } catch {
-                answer.result = .failure(Violation(description: "generation \(record.generation): \(error)"))
+                answer.result = .failure(Violation(description: "\(what): \(error)"))
             }
         }
         while answer.result == nil {
-            guard loop.isReady else {
-                return .failure(Violation(description: "generation \(record.generation) can't be read"))
-            }
+            guard loop.isReady else { return .failure(Violation(description: "\(what) can't be read")) }
             loop.step()
         }
         return answer.result!
-    }
-
-    private final class Answer: @unchecked Sendable {  // as the observer
-        var result: Result<[UInt32: UInt32], Violation>?
     }
 
     private func look(_ record: GenerationRecord, _ granules: [UInt32]) async throws -> [UInt32: UInt32] {

@@ -16,15 +16,20 @@ struct RunReport: Codable {
     var attachments = 0
     var rollBacks = 0
     var faults: [String: Int] = [:]
+    var collections = 0
+    var collected: UInt64 = 0
+    var forks = 0
     var violation: Violation?
 }
 
 final class Run: @unchecked Sendable {  // as its world
-    private let world: World
-    private let store: SimStore
-    private let observer: Observer
+    let world: World
+    let store: SimStore
+    let observer: Observer
+    /// What the store names, object by object.
+    let named: Named
     private var shape = ServerShape()
-    private var clients: [SimClient] = []
+    private(set) var clients: [SimClient] = []
     /// By machine. nil: it is down.
     private var servers: [SimServer?] = []
     /// What lies on each machine's scratch disk, and whether it has lost power since.
@@ -32,10 +37,15 @@ final class Run: @unchecked Sendable {  // as its world
     /// A server is who has its scratch directory: an empty one makes a new server.
     private var wipes = [0, 0]
     private var home: [Int] = []
-    private var heads: [String: Head] = [:]
+    private(set) var heads: [String: Head] = [:]
+    private var places: [String: Int] = [:]
+    /// What each manifest shows, by the id of its root.
+    private(set) var contents: [ObjectID: [UInt32: UInt32]] = [:]
+    // The life of disks (Life.swift). nil: none of it in this world.
+    var life: Life?
     private var generations = 0
     private var faults: [String: Int] = [:]
-    private var isCalm = false
+    private(set) var isCalm = false
     private let operations: Int
     private let isHostile: Bool
 
@@ -43,8 +53,9 @@ final class Run: @unchecked Sendable {  // as its world
         world = World(seed: seed)
         world.isTracing = trace
         self.operations = operations
-        store = SimStore(net: world.makeClock("net").makeLoop("net"))
+        store = SimStore(world, locations: world.chance.one(in: 3) ? 2 : 1)
         observer = Observer(store)
+        named = Named(observer)
         isHostile = !world.chance.one(in: 8)
         shape.fault = fault
         trustsStoredBytes = fault == .unverifiedSlice
@@ -68,9 +79,17 @@ final class Run: @unchecked Sendable {  // as its world
             _ = machine
         }
         for number in 0..<(world.chance.one(in: 3) ? 2 : 1) { addClient(number, isTight) }
-        store.onPut = { [unowned self] sender, key, bytes in stored(sender, key, bytes) }
-        store.onDelete = { [unowned self] sender, key in
-            if key.hasPrefix("blocks/") || key.hasPrefix("pages/") { world.violate("\(sender) deleted \(key)") }
+        store.onPut = { [unowned self] sender, location, key, bytes in stored(sender, location, key, bytes) }
+        store.onDelete = { [unowned self] sender, location, key in
+            if life == nil { world.violate("\(sender) deleted \(key)") }
+            if let violation = named.deleted(location, key) { world.violate("\(sender): \(violation)") }
+        }
+        // Collection takes time: such a world is slow, and its clients take their time.
+        if world.chance.one(in: 2) || Life.faults.contains(where: { $0 == fault }) {
+            shape.deadlineMs = 5_000
+            shape.beats = true
+            life = Life(self, fault: fault)
+            for client in clients { life!.slow(client, operations) }
         }
     }
 
@@ -97,34 +116,75 @@ final class Run: @unchecked Sendable {  // as its world
         client.rule = options.safePoints
         client.isResized = world.chance.one(in: 3)
         let name = "d\(number)"
-        home.append(world.chance.below(2))
-        clients.append(
+        client.goesBack = !client.isResized && world.chance.one(in: 2)
+        add(
             SimClient(
                 world, disk: name, sizeBytes: size, shape: client, operationLimit: operations,
                 server: { [unowned self] in servers[home[number]] }))
-        clients[number].owner = { [unowned self] in heads[name]?.owner?.server }
-        clients[number].resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
-        clients[number].isElsewhere = { [unowned self] in
-            guard let owner = heads[name]?.owner else { return false }
-            return owner.server != servers[home[number]]?.id
-        }
         let head = Head(
             diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
             options: options, createdAtMs: 0)
         heads[name] = head
-        store.net.run { [store] in _ = try? await store.memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
+        let memory = store.memories.randomElement(using: &world.chance)!
+        store.net.run { _ = try? await memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
         world.note("disk \(name): \(options.durability), window \(options.resumeWindowMs) ms, \(client)")
+    }
+
+    /// The next client, of a disk that is there or about to be.
+    private func add(_ client: SimClient) {
+        let number = clients.count
+        let name = client.disk
+        home.append(world.chance.below(2))
+        clients.append(client)
+        client.owner = { [unowned self] in heads[name]?.owner?.server }
+        client.resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
+        client.goBack = { [unowned self] in await life?.goBack(client) }
+        client.isElsewhere = { [unowned self] in
+            guard let owner = heads[name]?.owner else { return false }
+            return owner.server != servers[home[number]]?.id
+        }
+    }
+
+    /// A client for a fork, whose first generation shows `seen`.
+    func addClient(ofFork name: String, _ source: SimClient, _ head: Head, seen: [UInt32: UInt32]) {
+        let number = clients.count
+        let tick = world.nextTick()
+        let model = Model(
+            forkOf: source.model, sizeBytes: head.sizeBytes, seen: seen, at: tick,
+            firstNumber: source.model.numbers + 100_000)
+        var shape = source.shape
+        shape.isResized = false
+        let client = SimClient(
+            world, disk: name, sizeBytes: head.sizeBytes, shape: shape, operationLimit: source.operationLimit / 2,
+            model: model, server: { [unowned self] in servers[home[number]] })
+        client.superGeneration = source.superGeneration
+        client.thinkNs = source.thinkNs
+        add(client)
+        client.start()
     }
 
     // MARK: What the store sees
 
-    private func stored(_ sender: String, _ key: String, _ bytes: [UInt8]) {
-        guard key.hasPrefix("disks/"), key.hasSuffix("/head") else { return }
+    private func stored(_ sender: String, _ location: Int, _ key: String, _ bytes: [UInt8]) {
+        var record: GenerationRecord?
+        if key.hasPrefix("disks/"), key.contains("/generations/") {
+            do { record = try GenerationRecord.decode(bytes, key: key) } catch {
+                return world.violate("\(sender): \(error)")
+            }
+        }
+        guard key.hasPrefix("disks/"), key.hasSuffix("/head") else {
+            if let violation = named.put(location, key, record) { world.violate("\(sender): \(violation)") }
+            return
+        }
         let name = String(key.dropFirst(6).dropLast(5))
         let next: Head
         do { next = try Head.decode(bytes, name: name) } catch { return world.violate("\(sender): \(error)") }
         world.note("\(sender) stores head of \(name): epoch \(next.epoch), generation \(next.generation)")
-        let last = heads[name]
+        if let violation = named.put(location, key, next.record) { world.violate("\(sender): \(violation)") }
+        // A name that is free is used again at any location, with numbers of that location.
+        let isElsewhere = places[name] != location && heads[name]?.deleted == true
+        let last = isElsewhere ? nil : heads[name]
+        places[name] = location
         heads[name] = next
         // Asked for while the client was there, and done when it was here again.
         for client in clients where client.disk == name && client.isElsewhere() { client.happened(.scratch) }
@@ -133,11 +193,15 @@ final class Run: @unchecked Sendable {  // as its world
                 world.violate("\(sender) moved the head of \(name) back")
             }
             if next.epoch == last.epoch, let owner = last.owner, owner.server != sender {
-                // To make a disk larger is all that anybody may do.
-                var larger = last
-                larger.sizeBytes = max(next.sizeBytes, last.sizeBytes)
-                larger.nonce = next.nonce
-                if sender != Self.operatorName || next != larger {
+                // To make a disk larger, to pin and to wish is all that anybody may do.
+                var allowed = last
+                allowed.sizeBytes = max(next.sizeBytes, last.sizeBytes)
+                allowed.nonce = next.nonce
+                allowed.options = next.options
+                allowed.commitWanted = next.commitWanted
+                for number in last.pinned { allowed.unpin(number) }
+                for number in next.pinned { allowed.pin(number) }
+                if sender != Self.operatorName || next != allowed {
                     world.violate("\(sender) wrote under the epoch of \(owner.server)")
                 }
             }
@@ -145,7 +209,7 @@ final class Run: @unchecked Sendable {  // as its world
                 if sender != Self.operatorName { world.violate("\(sender) changed the size of \(name)") }
                 clients.first { $0.disk == name }?.sizeChanged(from: last.sizeBytes, to: next.sizeBytes)
             }
-            if next.record?.kind != .resized, next.generation > last.generation,
+            if ![.resized, .rolledBack, .forked].contains(next.record?.kind), next.generation > last.generation,
                 next.epoch != last.epoch || next.record?.epoch != next.epoch
             {
                 world.violate("\(sender) made a generation of \(name) and an epoch at once")
@@ -154,10 +218,13 @@ final class Run: @unchecked Sendable {  // as its world
         if let record = next.record, record.generation > last?.generation ?? 0 {
             generations += 1
             let tick = world.nextTick()
-            if let client = clients.first(where: { $0.disk == name }) {
+            if record.kind == .forked || record.kind == .rolledBack {
+                again(name, next, record)
+            } else if let client = clients.first(where: { $0.disk == name }) {
                 switch observer.read(record, client.model.touched) {
                 case .failure(let violation): world.violate(violation.description)
                 case .success(let seen):
+                    if let root = record.root { contents[root.id] = seen }
                     client.committed(
                         seen, generation: record.generation, anyInstant: record.kind == .journalFull, at: tick)
                 }
@@ -165,17 +232,44 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
+    /// A generation that equals another one, of the same disk or of the one that it was forked from.
+    private func again(_ name: String, _ head: Head, _ record: GenerationRecord) {
+        var seen: [UInt32: UInt32] = [:]
+        if let root = record.root {
+            guard let known = contents[root.id] else {
+                return world.violate("\(name) begins as what no generation was")
+            }
+            seen = known
+        }
+        switch observer.read(record, seen.keys.sorted()) {
+        case .failure(let violation): world.violate(violation.description)
+        case .success(let found): if found != seen { world.violate("\(name) is not as \(record.origin!.disk) was") }
+        }
+        if record.kind == .rolledBack { clients.first { $0.disk == name }?.wentBack(to: seen) }
+        if record.kind == .forked, let source = clients.first(where: { $0.disk == record.origin!.disk }),
+            life!.wantsClient(name)
+        {
+            addClient(ofFork: name, source, head, seen: seen)
+        }
+    }
+
     // MARK: Whoever looks after the disks
 
-    private static let operatorName = "operator"
+    static let operatorName = "operator"
+    private lazy var operatorClock = world.makeClock(Self.operatorName)
 
-    private func catalog() async throws(CatalogError) -> Catalog {
-        let environment = SimEnvironment(world, world.makeClock(Self.operatorName))
-        let bucket = SimBucket(world, store, sender: Self.operatorName)
-        bucket.faults.loseAnswer = 20
-        bucket.faults.failBefore = 20
-        let retrying = RetryingBucket(bucket, environment: environment, policy: RetryPolicy())
-        return Catalog(try await Store.open(bucket: retrying, environment: environment), process: { _ in .gone })
+    func catalog() -> Catalog {
+        let environment = SimEnvironment(world, operatorClock)
+        let buckets = store.memories.indices.map { number in
+            let bucket = SimBucket(world, store, sender: Self.operatorName, location: number)
+            bucket.faults.loseAnswer = 20
+            bucket.faults.failBefore = 20
+            if life != nil { bucket.faults.slow = 6 }
+            return bucket
+        }
+        let opened = store.open(
+            buckets, environment, near: UInt8(world.chance.below(buckets.count)), deadlineMs: shape.deadlineMs)
+        return Catalog(opened, process: { [shape] _ in shape.beats ? .outOfSight : .gone })
     }
 
     private func resize(_ disk: String, to sizeBytes: UInt64, force: Bool) async {
@@ -201,11 +295,16 @@ final class Run: @unchecked Sendable {  // as its world
 
     // MARK: Servers
 
+    func anyServer(using chance: inout Chance) -> SimServer? {
+        servers.compactMap { $0 }.randomElement(using: &chance)
+    }
+
     private func start(_ machine: Int) {
         guard servers[machine] == nil else { return }
         let (scratch, rebooted) = disks[machine]
         servers[machine] = SimServer(
             world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, rebooted: rebooted, shape: shape,
+            near: UInt8(machine % store.memories.count),
             isAlive: { [unowned self] id in
                 // A heartbeat tells little: one that lives may look dead for a while.
                 guard let server = servers.first(where: { $0?.id == id }), server != nil else { return false }
@@ -234,14 +333,17 @@ final class Run: @unchecked Sendable {  // as its world
 
     // MARK: What goes wrong
 
-    private func count(_ what: String) {
+    func count(_ what: String) {
         faults[what, default: 0] += 1
         world.note("fault: \(what)")
     }
 
     private func trouble() {
         guard !isCalm, world.violation == nil else { return }
-        defer { world.after(world.chance.ns(1_000_000...400_000_000)) { [self] in trouble() } }
+        defer {
+            world.after(world.chance.ns(1_000_000...(life == nil ? 400_000_000 : 16_000_000_000))) { [self] in trouble()
+            }
+        }
         let machine = world.chance.below(2)
         let client = clients.randomElement(using: &world.chance)!
         switch world.chance.below(100) {
@@ -257,14 +359,15 @@ final class Run: @unchecked Sendable {  // as its world
         case 60..<66: move(world.chance.below(clients.count))
         case 66..<68: grow(client)
         case 68..<74:
-            guard let server = servers[machine], !server.bucket.faults.isDown else { return }
+            guard let bucket = servers[machine]?.buckets.randomElement(using: &world.chance), !bucket.faults.isDown
+            else { return }
             count("outage of the store")
-            server.bucket.faults.isDown = true
-            world.after(world.chance.ns(10_000_000...20_000_000_000)) { server.bucket.faults.isDown = false }
+            bucket.faults.isDown = true
+            world.after(world.chance.ns(10_000_000...20_000_000_000)) { bucket.faults.isDown = false }
         case 74..<84:
-            guard let server = servers[machine] else { return }
+            guard let bucket = servers[machine]?.buckets.randomElement(using: &world.chance) else { return }
             count("a bad way to the store")
-            server.bucket.faults = randomFaults()
+            bucket.faults = randomFaults()
         case 84..<90:
             guard let server = servers[machine] else { return }
             count("jump of a wall clock")
@@ -289,7 +392,7 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
-    private func randomFaults() -> StoreFaults {
+    func randomFaults() -> StoreFaults {
         var faults = StoreFaults()
         func rate() -> Int { [0, 0, 8, 30].randomElement(using: &world.chance)! }
         faults.failBefore = rate()
@@ -321,6 +424,7 @@ final class Run: @unchecked Sendable {  // as its world
         for machine in 0..<2 { start(machine) }
         for client in clients { client.start() }
         if isHostile { world.after(50_000_000) { [self] in trouble() } }
+        life?.begin(isHostile: isHostile)
         while world.violation == nil, !clients.allSatisfy({ $0.isDone }) {
             guard world.step() else {
                 world.violate("nothing happens any more")
@@ -347,6 +451,7 @@ final class Run: @unchecked Sendable {  // as its world
         report.attachments = clients.reduce(0) { $0 + $1.attachments }
         report.rollBacks = clients.reduce(0) { $0 + $1.rollBacks }
         report.faults = faults
+        life?.add(to: &report)
         report.violation = world.violation
         for server in servers { server?.kill() }
         return report
@@ -360,7 +465,8 @@ final class Run: @unchecked Sendable {  // as its world
         calmAtNs = world.nowNs
         world.note("calm")
         for machine in 0..<2 { world.after(4_000_000_000) { [self] in start(machine) } }
-        for server in servers { server?.bucket.faults = StoreFaults() }
+        for server in servers { for bucket in server?.buckets ?? [] { bucket.faults = StoreFaults() } }
+        life?.calmDown()
         world.network.isHostile = false
         shape.takeover = .force
     }
@@ -393,7 +499,7 @@ final class Run: @unchecked Sendable {  // as its world
             if done.isSet, servers.allSatisfy({ $0?.connectionCount ?? 0 == 0 }),
                 clients.allSatisfy({ isCommitted($0) })
             {
-                return
+                return life?.finish() ?? ()
             }
         }
         if world.violation == nil { world.violate("what clients left behind cleanly was not committed in 300 s") }

@@ -1,8 +1,11 @@
 // One server's way to the common object store: requests and answers take time, get lost, come damaged, and what was sent
 // takes effect also after its sender has died.
 
+import BlockCache
 import ObjectStore
 import Runtime
+
+@testable import Margarine
 
 /// What goes wrong on the way to a store. One in so many calls; 0: never.
 struct StoreFaults {
@@ -17,26 +20,49 @@ struct StoreFaults {
 
 /// The store itself, and what is looked at when it changes.
 final class SimStore: @unchecked Sendable {  // as its world
-    let memory = MemoryBucket()
+    /// One for each location.
+    let memories: [MemoryBucket]
     let net: Loop
-    /// Called for each object stored, in the order in which they are: sender, key, bytes.
-    var onPut: (_ sender: String, _ key: String, _ bytes: [UInt8]) -> Void = { _, _, _ in }
-    var onDelete: (_ sender: String, _ key: String) -> Void = { _, _ in }
+    /// Called for each object stored, in the order in which they are.
+    var onPut: (_ sender: String, _ location: Int, _ key: String, _ bytes: [UInt8]) -> Void = { _, _, _, _ in }
+    var onDelete: (_ sender: String, _ location: Int, _ key: String) -> Void = { _, _, _ in }
 
-    init(net: Loop) { self.net = net }
+    init(_ world: World, locations: Int) {
+        net = world.makeClock("net").makeLoop("net")
+        memories = (0..<locations).map { number in
+            // Each location has a clock of its own.
+            let offsetMs = Int64(world.chance.below(10_000_000))
+            return MemoryBucket(name: "location \(number)") { [unowned world] in
+                Int64(world.nowNs / 1_000_000) + offsetMs + 1_700_000_000_000
+            }
+        }
+    }
+
+    /// The store as seen over `buckets`, with retries as a daemon has them.
+    func open(_ buckets: [SimBucket], _ environment: any Environment, near: UInt8, deadlineMs: UInt64 = 5_000) -> Store
+    {
+        var policy = RetryPolicy()
+        policy.deadlineMs = deadlineMs
+        let retrying = buckets.map { RetryingBucket($0, environment: environment, policy: policy) }
+        return Store(
+            id: ObjectID(high: 0, low: 1), locations: Locations(retrying, near: near), environment: environment)
+    }
 }
 
 final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private let world: World
     private let store: SimStore
     private let sender: String
+    private let location: Int
+    private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
-    let name = "simulated"
+    var name: String { memory.name }
 
-    init(_ world: World, _ store: SimStore, sender: String) {
+    init(_ world: World, _ store: SimStore, sender: String, location: Int = 0) {
         self.world = world
         self.store = store
         self.sender = sender
+        self.location = location
     }
 
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
@@ -72,14 +98,14 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     }
 
     func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
-        let memory = store.memory
+        let memory = memory
         var object = try await send(isWrite: false) { () async -> Result<StoredObject, StoreError> in
             do throws(StoreError) { return .success(try await memory.get(key, range: range)) } catch {
                 return .failure(error)
             }
         }.get()
         // What a transport may let through is bodies of objects that carry checksums of their own.
-        guard key.hasPrefix("blocks/") || key.hasPrefix("pages/"), !object.bytes.isEmpty else { return object }
+        guard key.hasPrefix("blocks/") || key.hasPrefix("manifests/"), !object.bytes.isEmpty else { return object }
         if roll(faults.corrupt) {
             object.bytes[world.chance.below(object.bytes.count)] ^= 1 << UInt8(world.chance.below(8))
         }
@@ -88,18 +114,18 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     }
 
     func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
-        let (store, sender) = (store, sender)
+        let (store, sender, location, memory) = (store, sender, location, memory)
         return try await send(isWrite: true) { () async -> Result<ETag, StoreError> in
             do throws(StoreError) {
-                let tag = try await store.memory.put(key, bytes, if: condition)
-                store.onPut(sender, key, bytes)
+                let tag = try await memory.put(key, bytes, if: condition)
+                store.onPut(sender, location, key, bytes)
                 return .success(tag)
             } catch { return .failure(error) }
         }.get()
     }
 
     func list(prefix: String, after: String?, folders: Bool, limit: Int) async throws(StoreError) -> Listing {
-        let memory = store.memory
+        let memory = memory
         return try await send(isWrite: false) { () async -> Result<Listing, StoreError> in
             do throws(StoreError) {
                 return .success(try await memory.list(prefix: prefix, after: after, folders: folders, limit: limit))
@@ -108,11 +134,11 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     }
 
     func delete(_ keys: [String]) async throws(StoreError) {
-        let (store, sender) = (store, sender)
+        let (store, sender, location, memory) = (store, sender, location, memory)
         try await send(isWrite: true) { () async -> Result<Void, StoreError> in
             do throws(StoreError) {
-                try await store.memory.delete(keys)
-                for key in keys { store.onDelete(sender, key) }
+                try await memory.delete(keys)
+                for key in keys { store.onDelete(sender, location, key) }
                 return .success(())
             } catch { return .failure(error) }
         }.get()

@@ -32,7 +32,11 @@ final class SimClient: @unchecked Sendable {  // as its world
         var rule = SafePointRule.flush
         /// The disk gets smaller and larger.
         var isResized = false
+        /// Its owner goes back to earlier generations.
+        var goesBack = false
     }
+    /// How long a worker waits between two operations at most.
+    var thinkNs: UInt64 = 0
 
     let world: World
     let loop: Loop
@@ -47,7 +51,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     private var abandonedSafePoints: [Int] = []
     /// Sizes that the disk had since the client was last told one.
     private var sizes: Set<UInt64>
-    private var superGeneration: UInt64 = 1
+    var superGeneration: UInt64 = 1
     /// One transaction of the file system is committed at a time.
     private var isCommitting = false
     private var isAttaching = false
@@ -69,14 +73,15 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     init(
         _ world: World, disk: String, sizeBytes: UInt64, shape: Shape, operationLimit: Int,
-        server: @escaping () -> SimServer?
+        model: Model? = nil, server: @escaping () -> SimServer?
     ) {
         self.world = world
         self.disk = disk
         self.shape = shape
         self.server = server
         self.operationLimit = operationLimit
-        model = Model(sizeBytes: sizeBytes)
+        self.model = model ?? Model(sizeBytes: sizeBytes)
+        if model != nil { (safeTo, flushedTo, committedTo) = (world.tick, world.tick, world.tick) }
         sizes = [sizeBytes]
         loop = world.makeClock("client-\(disk)").makeLoop("client-\(disk)")
     }
@@ -85,6 +90,27 @@ final class SimClient: @unchecked Sendable {  // as its world
         busyWorkers = shape.workers
         loop.run { [self] in await attachments() }
         for _ in 0..<shape.workers { loop.run { [self] in await work() } }
+    }
+
+    // MARK: Going back
+
+    /// Makes the disk what it was at some earlier generation, as its owner does.
+    var goBack: () async -> Void = {}
+    /// What the disk must show when it is next looked at: it has been taken back to a generation.
+    private var expected: [UInt32: UInt32]?
+
+    func wentBack(to seen: [UInt32: UInt32]) { expected = seen }
+
+    /// Whether the disk is as the generation was that it was taken back to.
+    private func hasGoneBack(_ found: [UInt32: UInt32], _ expected: [UInt32: UInt32], at now: UInt64) {
+        for (granule, value) in found.sorted(by: { $0.key < $1.key }) where value != expected[granule] ?? 0 {
+            return world.violate(
+                "taken back to a generation, granule \(granule) shows \(value) instead of \(expected[granule] ?? 0)")
+        }
+        model.goneBack(to: expected, at: now)
+        (safeTo, flushedTo, committedTo, rolledBackAt) = (now, now, now, now)
+        self.expected = nil
+        world.note("was taken back")
     }
 
     // MARK: Its size
@@ -139,10 +165,15 @@ final class SimClient: @unchecked Sendable {  // as its world
                 await resize(DiskShape.sizes.randomElement(using: &world.chance)!, world.chance.one(in: 2))
                 paused = 0
             }
+            if connections.isEmpty, shape.goesBack, !shape.isResized, world.chance.one(in: 4) {
+                await quiesce()
+                await goBack()
+                paused = 0
+            }
             if connections.count < shape.connections, connections.isEmpty || world.chance.one(in: 4) {
                 await attach()
             }
-            await world.sleep(world.chance.ns(100_000...30_000_000))
+            await world.sleep(world.chance.ns(100_000...(thinkNs > 0 ? 2_000_000_000 : 30_000_000)))
         }
     }
 
@@ -164,7 +195,7 @@ final class SimClient: @unchecked Sendable {  // as its world
                 return connection.cut()
             }
             // It goes on with sessions that it knows until it looks at the head; whoever cut the disk waits for that.
-            if cutFrom != nil, owner() != server.id { return connection.cut() }
+            if cutFrom != nil || expected != nil, owner() != server.id { return connection.cut() }
             attachments += 1
             if !sizes.contains(connection.sizeBytes) {
                 world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")
@@ -203,6 +234,11 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
         let now = world.nextTick()
         settle(at: before - 1)
+        if let expected {
+            hasGoneBack(found, expected, at: now)
+            isResumed()
+            return true
+        }
         let (seen, cut) = withoutCut(found)
         let lost = seen.sorted { $0.key < $1.key }.first { !model.mayShow($0.value, $0.key, from: before, to: now) }
         // A session that was declared lost leaves what its last safe point holds, and nothing else.
@@ -303,7 +339,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func work() async {
         while world.violation == nil, operations < operationLimit {
             guard paused == 0, let connection = live.randomElement(using: &world.chance) else {
-                await world.sleep(world.chance.ns(50_000...2_000_000))
+                await world.sleep(world.chance.ns(50_000...(thinkNs > 0 ? 500_000_000 : 2_000_000)))
                 continue
             }
             operations += 1
@@ -311,6 +347,7 @@ final class SimClient: @unchecked Sendable {  // as its world
             await operate(connection)
             underWay -= 1
             if world.chance.one(in: 8) { await world.sleep(world.chance.ns(10_000...5_000_000)) }
+            if thinkNs > 0 { await world.sleep(world.chance.ns(0...thinkNs)) }
         }
         busyWorkers -= 1
     }

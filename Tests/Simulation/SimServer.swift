@@ -18,6 +18,10 @@ struct ServerShape {
     var blockFileBytes: UInt64 = 64 << 20
     var takeover = Takeover.dead
     var network = NetworkShape()
+    /// It says every second that it lives, and what it reads.
+    var beats = false
+    /// How long a call on the store is repeated.
+    var deadlineMs: UInt64 = 20_000
     var fault: Fault?
 }
 
@@ -26,7 +30,8 @@ final class SimServer: @unchecked Sendable {  // as its world
     let world: World
     let clock: World.Clock
     let environment: SimEnvironment
-    let bucket: SimBucket
+    /// One for each location.
+    let buckets: [SimBucket]
     let scratch: MemoryScratch
     let context: DiskContext
     let manager: DiskManager
@@ -42,7 +47,7 @@ final class SimServer: @unchecked Sendable {  // as its world
 
     init(
         _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
-        isAlive: @escaping @Sendable (String) -> Bool
+        near: UInt8, isAlive: @escaping @Sendable (String) -> Bool
     ) {
         self.id = id
         self.world = world
@@ -50,20 +55,19 @@ final class SimServer: @unchecked Sendable {  // as its world
         clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
         environment = SimEnvironment(world, clock)
         environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
-        bucket = SimBucket(world, store, sender: id)
+        buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0) }
         loop = clock.makeLoop("\(id)-disks")
         let door = clock.makeLoop("\(id)-door")
         self.door = door
         network = shape.network
-        var policy = RetryPolicy()
-        policy.deadlineMs = 20_000
-        let retrying = RetryingBucket(bucket, environment: environment, policy: policy)
-        let locations = Locations([retrying])
+        let opened = store.open(buckets, environment, near: near, deadlineMs: shape.deadlineMs)
+        let locations = opened.locations
         files = BlockFiles(
             disk: scratch, budgetBytes: shape.blockFileBytes, environment: environment, reserveBytes: 0)
         let loader = BlockLoader(
             locations: locations.buckets, cache: SliceCache(budgetBytes: shape.cacheBytes), files: files,
             environment: environment, spawn: { door.run(task: $0) })
+        let grace = GraceGauge()
         var settings = DiskSettings()
         settings.commitIntervalMs = shape.commitIntervalMs
         settings.journalLimitBytes = shape.journalPerDiskBytes
@@ -75,22 +79,36 @@ final class SimServer: @unchecked Sendable {  // as its world
             loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
             manifests: ManifestCache(locations, budgetBytes: 4 << 20),
             arena: FrameArena(budgetBytes: shape.dirtyBytes), journals: JournalBudget(limitBytes: shape.journalBytes),
-            log: log, settings: settings)
+            log: log, settings: settings, grace: grace)
         let server = id
         manager = DiskManager(
             contexts: [context],
-            store: Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
+            store: opened,
             server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
             isAlive: { other, _ in other != server && isAlive(other) ? "it runs" : nil })
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
         loop.run { [self] in
             await files.start()
+            while (try? await grace.refresh(opened.bucket, environment: environment)) == nil {
+                await environment.sleep(ns: 100_000_000)
+            }
             hasRecovered = await manager.recover()
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
+                try? await grace.refresh(opened.bucket, environment: environment)
+                if shape.beats { await beat(opened) }
                 await manager.checkOwnership()
             }
+        }
+    }
+
+    private func beat(_ store: Store) async {
+        for location in store.locations.all {
+            try? await store.heads(at: location.number).beat(
+                ServerRecord(
+                    id: id, host: id, bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],
+                    timeMs: environment.wallMs, reading: manager.reading))
         }
     }
 

@@ -55,7 +55,7 @@ import Glibc
             count += 1
             if verbose || runs == 1 {
                 print(
-                    "seed \(seed): \(report.operations) operations, \(report.steps) steps, \(report.virtualMs) ms, \(report.generations) generations, \(report.attachments) attachments, \(report.rollBacks) roll-backs, hash \(String(report.hash, radix: 16))"
+                    "seed \(seed): \(report.operations) operations, \(report.steps) steps, \(report.virtualMs) ms, \(report.generations) generations, \(report.attachments) attachments, \(report.rollBacks) roll-backs, \(report.forks) forks, \(report.collections) collections of \(report.collected) objects, hash \(String(report.hash, radix: 16))"
                 )
             }
             total.operations += report.operations
@@ -64,6 +64,9 @@ import Glibc
             total.generations += report.generations
             total.attachments += report.attachments
             total.rollBacks += report.rollBacks
+            total.collections += report.collections
+            total.collected += report.collected
+            total.forks += report.forks
             total.hash = (total.hash ^ report.hash) &* 0x100_0000_01b3
             for (what, times) in report.faults { total.faults[what, default: 0] += times }
             if let violation = report.violation {
@@ -75,7 +78,7 @@ import Glibc
             }
         }
         print(
-            "seeds \(first) to \(first + UInt64(count) - 1): \(total.operations) operations in \(count) runs, no violation; \(total.steps) steps, \(total.virtualMs / 1000) s of simulated time in \(Int(Date().timeIntervalSince(began))) s, \(total.generations) generations, \(total.attachments) attachments, \(total.rollBacks) roll-backs; hash \(String(total.hash, radix: 16))"
+            "seeds \(first) to \(first + UInt64(count) - 1): \(total.operations) operations in \(count) runs, no violation; \(total.steps) steps, \(total.virtualMs / 1000) s of simulated time in \(Int(Date().timeIntervalSince(began))) s, \(total.generations) generations, \(total.attachments) attachments, \(total.rollBacks) roll-backs, \(total.forks) forks, \(total.collections) collections of \(total.collected) objects; hash \(String(total.hash, radix: 16))"
         )
         for (what, times) in total.faults.sorted(by: { $0.key < $1.key }) { print("  \(what): \(times)") }
     }

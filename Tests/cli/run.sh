@@ -464,6 +464,8 @@ PYTHON
   stop TERM 0
 }
 
+. "$root/Tests/cli/history.sh"
+
 # ---- all of them
 
 names=("$@")

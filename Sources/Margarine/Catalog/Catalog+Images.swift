@@ -137,18 +137,13 @@ extension Catalog {
             head = try newHead(name, over: spot.head, sizeBytes: imageBytes, options: options)
         }
         let limit = try await CommitLimit.begin(store)
-        let (edit, blockBytes) = try await load(
+        let (manifest, newBytes) = try await load(
             image, into: .empty(sizeBytes: head.sizeBytes, cache: ManifestCache(store.locations)), progress)
-        let manifest = try await CatalogError.wrap { () async throws(StoreError) in
-            try await edit.write(
-                to: store.locations.nearBucket, location: store.locations.near, environment: store.environment)
-        }
         head.advance(
             to: GenerationRecord(
                 diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .imported,
                 committedAtMs: store.environment.wallMs, journalSequence: 0,
-                newBytes: blockBytes + manifest.bytesWritten,
-                manifest: manifest))
+                newBytes: newBytes, manifest: manifest))
         try await limit.check(asking: true, what: "the import of '\(name)'")
         guard case .won = try await spot.heads.swap(head, expecting: spot.etag) else {
             throw CatalogError(
@@ -158,13 +153,13 @@ extension Catalog {
         return try await info(head, at: spot.heads)
     }
 
-    /// Stores the blocks of an image. Gives the edit that names them, and the bytes stored.
+    /// Stores the blocks of an image, and pages. Gives the manifest that names them, and the bytes stored.
     private func load(
         _ image: ImageInput, into empty: Manifest, _ progress: WorkProgress
-    ) async throws(CatalogError) -> (ManifestEdit, UInt64) {
+    ) async throws(CatalogError) -> (Manifest, UInt64) {
         typealias Block = (index: UInt64, ref: Result<BaseRef?, CatalogError>)
-        let result: Result<(ManifestEdit, UInt64), CatalogError> = await withTaskGroup(of: Block.self) { group in
-            var edit = ManifestEdit(empty)
+        let result: Result<(Manifest, UInt64), CatalogError> = await withTaskGroup(of: Block.self) { group in
+            var edit = GradualEdit(ManifestEdit(empty), to: store.locations, environment: store.environment)
             var storedBytes: UInt64 = 0
             var underWay = 0
             var next: UInt64? = 0
@@ -189,10 +184,17 @@ extension Catalog {
                             return (block, ref)
                         }
                     }
-                    guard let done = await group.next() else { return .success((edit, storedBytes)) }
+                    guard let done = await group.next() else {
+                        let manifest = try await CatalogError.wrap { () async throws(StoreError) in
+                            try await edit.finish()
+                        }
+                        return .success((manifest, storedBytes + edit.bytesWritten))
+                    }
                     underWay -= 1
                     if let ref = try done.ref.get() {
-                        edit.set(BlockIndex(done.index), BlockEntry(base: ref, deltas: []))
+                        try await CatalogError.wrap { () async throws(StoreError) in
+                            try await edit.set(BlockIndex(done.index), BlockEntry(base: ref, deltas: []))
+                        }
                         storedBytes += UInt64(ref.lengthBytes)
                     }
                 }

@@ -17,8 +17,8 @@ extension Catalog {
     ///   - location: where the head of a new disk is to be; nil: near.
     ///   - progress: told in bytes of the disk, holes included.
     package func receive(
-        _ name: String, from input: @escaping StreamInput, options: DiskOptions = DiskOptions(),
-        location: UInt8? = nil, progress: WorkProgress = { _, _ in }
+        _ name: String, from input: @escaping StreamInput, options: DiskOptions = DiskOptions(), location: UInt8? = nil,
+        progress: WorkProgress = { _, _ in }
     ) async throws(CatalogError) -> DiskInfo {
         try DiskName.check(name)
         try Self.check(options)

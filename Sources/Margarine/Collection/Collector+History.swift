@@ -110,6 +110,7 @@ struct HistoryThinning: Sendable {
             )
         }
         outcome.isDisk = !head.deleted
+        let numbers = try await scan.generations(name)
         var gone: Set<UInt64> = []
         var waiting: Set<UInt64> = []
         for (key, retirement, modifiedMs) in retirements {
@@ -134,15 +135,15 @@ struct HistoryThinning: Sendable {
             if !isHeld { try await remove([key]) }
         }
         if isDryRun { outcome.wouldRemove = gone.map { "\(name)@\($0)" } }
-        outcome.generations.removed = UInt64(gone.count)
 
         var retiring: [UInt64] = []
-        let numbers = try await scan.generations(name)
         // The current one has no record of its own yet, or has.
         if head.record != nil, !numbers.contains(head.generation) { outcome.generations.kept += 1 }
         for number in numbers {
-            // Removed just now; also where a listing is behind.
-            if gone.contains(number) { continue }
+            if gone.contains(number) {
+                outcome.generations.removed += 1
+                continue
+            }
             if waiting.contains(number) {
                 if reading.holds(name, number) {
                     outcome.generations.held += 1

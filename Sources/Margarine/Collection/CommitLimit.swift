@@ -29,6 +29,11 @@ package final class GraceGauge: Sendable {
         reading.withLock { $0 = Reading(state: state, at: at) }
     }
 
+    /// Nothing is known: who wants to go by it must ask.
+    package func forget() {
+        reading.withLock { $0 = Reading(state: nil, at: Instant(ns: 0, wallMs: 0)) }
+    }
+
     var current: Reading { reading.withLock { $0 } }
 }
 
@@ -37,8 +42,11 @@ struct Instant: Sendable {
     var ns: UInt64
     var wallMs: Int64
     init(_ environment: any Environment) {
-        ns = environment.nowNs
-        wallMs = environment.wallMs
+        self.init(ns: environment.nowNs, wallMs: environment.wallMs)
+    }
+    init(ns: UInt64, wallMs: Int64) {
+        self.ns = ns
+        self.wallMs = wallMs
     }
 
     /// Milliseconds since then by the clock that says more: one of them stands still while a machine sleeps, the other one
@@ -85,8 +93,15 @@ package struct CommitLimit: Sendable {
     /// - Throws: `.tooSlow` when it has taken too long: begin anew, with new objects.
     package func check(asking: Bool = false, what: String) async throws(CatalogError) {
         let known = gauge.current
-        let isOld = known.at.map { $0.elapsedMs(environment) > known.graceMs / 4 } ?? false
-        if asking || isOld { try await gauge.refresh(bucket, environment: environment) }
+        let ageMs = known.at?.elapsedMs(environment) ?? 0
+        if asking || ageMs > known.graceMs / 4 {
+            do throws(CatalogError) {
+                try await gauge.refresh(bucket, environment: environment)
+            } catch {
+                // A shorter one than this holds for collections only once this one has passed since.
+                guard case .store = error.kind, ageMs <= known.graceMs / 2 else { throw error }
+            }
+        }
         let limitMs = min(graceMs, gauge.current.graceMs) / 2
         let elapsedMs = began.elapsedMs(environment)
         guard elapsedMs < limitMs else {

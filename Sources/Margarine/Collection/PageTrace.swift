@@ -60,6 +60,8 @@ final class PageTrace: @unchecked Sendable {
         add(PagePlace(ref: root, level: record.depth - 1, index: 0))
     }
 
+    var partitions: Int { levels[0].partitions }
+
     func add(_ place: PagePlace) { levels[place.level].add(place.words) }
     func spill() async throws(CatalogError) { for level in levels { try await level.spill() } }
 

@@ -89,7 +89,13 @@ public final class Daemon: StatusSource {
         }
         try await firstBeat(store, server, settings)
         let grace = GraceGauge()
-        try await grace.refresh(store.locations.nearBucket, environment: environment)
+        do throws(CatalogError) {
+            try await grace.refresh(store.locations.nearBucket, environment: environment)
+        } catch {
+            // Disks are served; commits ask again.
+            log.warning("how long a commit may take is not known yet: \(error)")
+            grace.forget()
+        }
         let collected = GraceGauge()
         if let first = store.locations[0] { try? await collected.refresh(first.hasty, environment: environment) }
 

@@ -25,9 +25,15 @@ package final class DiskManager: ExportProvider {
         var context: DiskContext
         var task: Task<Disk, any Error>
     }
+    /// Names are used again, also with the same numbers where a store has several locations; the ids of disks are not.
+    private struct SnapshotKey: Hashable {
+        var diskID: ObjectID
+        var generation: UInt64
+        var name: String
+    }
     private struct State {
         var disks: [String: Opening] = [:]
-        var snapshots: [String: (snapshot: Snapshot, context: DiskContext)] = [:]
+        var snapshots: [SnapshotKey: (snapshot: Snapshot, context: DiskContext)] = [:]
         var count: UInt64 = 0
         var isDraining = false
     }
@@ -242,7 +248,7 @@ package final class DiskManager: ExportProvider {
     }
 
     /// The generations that are attached read-only, as `NAME@GENERATION`.
-    package var reading: [String] { state.withLock { $0.snapshots.keys.sorted() } }
+    package var reading: [String] { state.withLock { $0.snapshots.keys.map(\.name) }.sorted() }
 
     package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
 
@@ -262,7 +268,9 @@ package final class DiskManager: ExportProvider {
 
     /// - Parameter record: nil: of a disk that was never written.
     private func attachSnapshot(_ head: Head, _ record: GenerationRecord?) async throws(AttachError) -> AttachedDevice {
-        let key = "\(head.name)@\(record?.generation ?? 0)"
+        let generation = record?.generation ?? 0
+        let key = SnapshotKey(
+            diskID: head.diskID, generation: generation, name: "\(head.name)@\(generation)")
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
         let (snapshot, context) = state.withLock { state in
@@ -272,7 +280,7 @@ package final class DiskManager: ExportProvider {
             context.startOnce()
             let made = (
                 Snapshot(
-                    name: key,
+                    name: key.name,
                     manifest: Manifest(
                         sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests),
                     context: context), context

@@ -218,7 +218,7 @@ package final class ChangedRanges: @unchecked Sendable {  // used by one task at
     /// The next range; nil: there is none any more.
     package func next() async throws(StoreError) -> ChangedRange? {
         while true {
-            guard let piece = try await nextSlice() else {
+            guard let piece = try await nextRun() else {
                 let last = pending
                 pending = nil
                 return last
@@ -236,7 +236,8 @@ package final class ChangedRanges: @unchecked Sendable {  // used by one task at
         }
     }
 
-    private func nextSlice() async throws(StoreError) -> ChangedRange? {
+    /// Slices of one block that are alike.
+    private func nextRun() async throws(StoreError) -> ChangedRange? {
         while true {
             if change == nil {
                 change = try await diff.next()
@@ -250,11 +251,13 @@ package final class ChangedRanges: @unchecked Sendable {  // used by one task at
             }
             slice += rest.trailingZeroBitCount
             let kind: ChangedRange.Kind = change.zeroed & 1 << UInt32(slice) != 0 ? .zeroes : .data
+            let alike = (kind == .zeroes ? change.zeroed : change.changed & ~change.zeroed) >> UInt32(slice)
+            let count = (~alike).trailingZeroBitCount
             let start = change.block.value * UInt64(Geometry.blockBytes) + UInt64(slice * Geometry.sliceBytes)
-            slice += 1
+            slice += count
             // Behind the end of both there is nothing to tell of.
             if start >= endBytes { continue }
-            return ChangedRange(bytes: start..<min(start + UInt64(Geometry.sliceBytes), endBytes), kind: kind)
+            return ChangedRange(bytes: start..<min(start + UInt64(count * Geometry.sliceBytes), endBytes), kind: kind)
         }
     }
 }

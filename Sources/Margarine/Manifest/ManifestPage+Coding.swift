@@ -103,6 +103,15 @@ extension ManifestPage {
         return ManifestPage(inner: id, level: level, index: index, slots: slots, children: children)
     }
 
+    /// Whose page the bytes are, if they are a whole one.
+    static func ownID(_ bytes: [UInt8]) -> ObjectID? {
+        guard bytes.count >= headerBytes + checksumBytes, bytes.count <= maxBytes else { return nil }
+        var input = PageReader(bytes)
+        guard input.u64() == magic, input.u32() == Self.version, Int(input.u32()) == bytes.count else { return nil }
+        var tail = PageReader(bytes, from: bytes.count - checksumBytes)
+        return tail.u64() == checksum(bytes.dropLast(checksumBytes)) ? input.id() : nil
+    }
+
     private static func decodeChildren(
         _ input: inout PageReader, level: Int, count: Int, slots: inout [Int], end: Int
     ) -> ContiguousArray<PageRef>? {

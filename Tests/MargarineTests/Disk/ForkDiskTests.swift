@@ -16,7 +16,7 @@ import Testing
         try await catalog.store.heads.beat(
             ServerRecord(
                 id: "a", host: "h", bootID: "b", pid: 1, pidNamespace: "n", startTicks: 1, addresses: [],
-                timeMs: bed.environment.wallMs))
+                timeMs: bed.environment.wallMs, freshForMs: 86_400_000))
     }
 
     @Test func nowMeansWhatIsSafeNow() async throws {

@@ -26,7 +26,7 @@ struct FuzzTarget: Sendable {
     func allocationLimitBytes(_ inputBytes: Int) -> Int { allocationBaseBytes + allocationFactor * inputBytes }
 
     static let all: [FuzzTarget] = [
-        .handshake, .requests, .journal, .base, .delta, .page, .head, .record, .config, .xml,
+        .handshake, .requests, .journal, .base, .delta, .page, .head, .record, .stream, .config, .xml,
     ]
 }
 

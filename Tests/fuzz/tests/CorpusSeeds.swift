@@ -36,6 +36,23 @@ struct CorpusSeeds {
         }
     }
 
+    @Test func streams() throws {
+        let place = GenerationRecord.Origin(disk: "demo", diskID: Self.id, generation: 7)
+        for from in [nil, GenerationRecord.Origin(disk: "demo", diskID: Self.id, generation: 3)] {
+            var writer = StreamWriter()
+            var bytes = writer.begin(
+                StreamDescription(
+                    generation: place, from: from, sizeBytes: 1 << 40, kind: .flush, committedAtMs: 1_800_000_000_000))
+            let slices = (1...2).map { seed in Self.slice(UInt8(seed)).withUnsafeBytes { encodeSlice($0.baseAddress!) }
+            }
+            for block in [
+                StreamBlock(block: BlockIndex(0), changed: 0b1101, zeroed: 0b100, slices: slices),
+                StreamBlock(block: BlockIndex(9), changed: .max, zeroed: .max, slices: []),
+            ] { for piece in writer.add(block) { bytes += piece } }
+            try write("stream", from == nil ? "whole" : "part", bytes + writer.end())
+        }
+    }
+
     @Test func deltaObjects() throws {
         var encoder = DeltaEncoder(id: Self.id, location: 0)
         let page = [UInt8](repeating: 7, count: Geometry.pageBytes)

@@ -1,0 +1,72 @@
+// A collector of the simulated world: the daemon's, on a clock, a way to the store and a scratch disk of its own. It is killed
+// and begins anew like a server.
+
+import ObjectStore
+import Runtime
+
+@testable import Margarine
+
+final class SimCollector: @unchecked Sendable {  // as its world
+    let id: String
+    private let world: World
+    private let clock: World.Clock
+    let environment: SimEnvironment
+    let buckets: [SimBucket]
+    private(set) var isAlive = true
+    /// Rounds that were completed, and those that were not.
+    private(set) var completed = 0
+    private(set) var failed = 0
+    /// Objects and generation records that it deleted.
+    private(set) var deleted: UInt64 = 0
+
+    struct Shape {
+        /// At most this long between two rounds.
+        var pauseNs: UInt64 = 20_000_000_000
+        var deadAfterMs: Int64 = 20_000
+        var fault: Fault?
+        var isHostile = false
+    }
+
+    init(_ world: World, _ store: SimStore, id: String, shape: Shape) {
+        self.world = world
+        self.id = id
+        clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
+        environment = SimEnvironment(world, clock)
+        environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
+        buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0) }
+        // One that is slow: a round takes longer than the grace period.
+        if shape.isHostile, world.chance.one(in: 3) { for bucket in buckets { bucket.faults.slow = 2 } }
+        let loop = clock.makeLoop(id)
+        let scratch = MemoryScratch(capacityBytes: 64 << 20, deliver: SimServer.makeDeliver(world))
+        let simulated = store.open(buckets, environment, near: 0)
+        var options = CollectionOptions()
+        options.partitionBits = 2
+        options.requests = 1 + world.chance.below(8)
+        options.deadAfterMs = shape.deadAfterMs
+        options.beatMs = shape.deadAfterMs / 6
+        options.server = id
+        options.host = id
+        let collector = Collector(store: simulated, scratch: scratch, options: options, fault: shape.fault)
+        loop.run { [self] in
+            while self.isAlive {
+                await environment.sleep(ns: world.chance.ns(1_000_000_000...shape.pauseNs))
+                do throws(CatalogError) {
+                    let summary = try await collector.run()
+                    completed += 1
+                    deleted += summary.deleted + summary.generations.removed
+                    world.note(
+                        "\(id) has collected: \(summary.blocks.deleted) blocks, \(summary.pages.deleted) pages, \(summary.generations.removed) generations"
+                    )
+                } catch {
+                    failed += 1
+                    world.note("\(id) has not collected: \(error)")
+                }
+            }
+        }
+    }
+
+    func kill() {
+        isAlive = false
+        world.stop(clock)
+    }
+}

@@ -1,0 +1,45 @@
+// Somebody who has a generation attached read-only for a while: it must stay readable, whatever history lets go meanwhile.
+
+import BlockCache
+import Runtime
+
+@testable import Margarine
+
+final class SimReader: @unchecked Sendable {  // as its world
+    private let world: World
+    private let connection: SimConnection
+    private let record: GenerationRecord
+    private let seen: [UInt32: UInt32]
+
+    /// - Parameter seen: what the generation shows.
+    init(_ world: World, _ server: SimServer, _ record: GenerationRecord, seen: [UInt32: UInt32]) {
+        self.world = world
+        self.record = record
+        self.seen = seen
+        connection = SimConnection(world, server)
+    }
+
+    /// Reads now and then for `durationNs`. `named` holds the generation as if a head named it.
+    func run(_ disk: String, _ named: Named, for durationNs: UInt64) async {
+        let export = "\(disk)@\(record.generation)"
+        guard await connection.attach(export) == nil else { return }
+        let hold = "reader of \(export), \(world.nextTick())"
+        if let missing = named.hold(hold, record) { world.violate(missing.description) }
+        let end = world.nowNs + durationNs
+        while world.nowNs < end, !connection.isCut, world.violation == nil {
+            guard let granule = seen.keys.sorted().randomElement(using: &world.chance) else { break }
+            let request = SimRequest(.read, offset: UInt64(granule) * 256, lengthBytes: Pattern.granuleBytes)
+            if case .done = await connection.run(request) {
+                let value = Pattern.write(request.buffer, granule: granule)
+                if value != seen[granule] {
+                    world.violate(
+                        "\(export) shows \(value.map(String.init) ?? "garbage") in granule \(granule) instead of \(seen[granule]!)"
+                    )
+                }
+            }
+            await world.sleep(world.chance.ns(1_000_000_000...40_000_000_000))
+        }
+        named.release(hold)
+        if world.chance.one(in: 2) { await connection.disconnect() } else { connection.cut() }
+    }
+}
