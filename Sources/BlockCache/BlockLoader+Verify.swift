@@ -63,7 +63,7 @@ extension BlockLoader {
 }
 
 /// Checks every slice of a layer; for a worker thread.
-private func checkWhole(_ layer: Layer, _ bytes: ByteView) -> [BlockProblem] {
+func checkWhole(_ layer: Layer, _ bytes: ByteView) -> [BlockProblem] {
     func problem(_ slice: SliceIndex?, _ error: FormatError) -> BlockProblem {
         BlockProblem(
             kind: .corrupt, id: layer.id, location: layer.location, slice: slice,

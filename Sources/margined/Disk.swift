@@ -20,7 +20,7 @@ struct Disk: ParsableCommand {
             """,
         subcommands: [
             DiskCreate.self, DiskSet.self, DiskList.self, DiskShow.self, DiskResize.self, DiskDelete.self,
-            DiskExport.self, DiskImport.self, DiskRelease.self,
+            DiskExport.self, DiskImport.self, DiskRelease.self, DiskLocalize.self,
             DiskFork.self, DiskHistory.self, DiskPin.self, DiskUnpin.self, DiskRollback.self,
             DiskDiff.self, DiskSend.self, DiskReceive.self,
         ])

@@ -14,9 +14,13 @@ struct DiskFork: AsyncParsableCommand {
             A --read-only fork has no owner: any number of clients may attach it anywhere. Of a btrfs the newest generation \
             that mounts without writing is taken, which is one that ends with a full commit.
 
+            Of a store with several locations the fork may be at another one than its source: it then reads from where its \
+            source's data is and writes near. 'margined disk localize' copies that data.
+
             Examples:
               margined disk fork base work --store file:///srv/disks
               margined disk fork work@17 look --read-only --store file:///srv/disks
+              margined disk fork work work-us --location us --config /etc/margined.toml
               margined disk fork work copy --now --config /etc/margined.toml
             """)
 
@@ -25,6 +29,7 @@ struct DiskFork: AsyncParsableCommand {
     @Argument(help: "The new disk.") var name: DiskNameArgument
     @Flag(help: "Nobody writes the fork.") var readOnly = false
     @Flag(help: "Have the server of the disk commit first.") var now = false
+    @OptionGroup var place: NewDiskLocation
     @OptionGroup var store: StoreOptions
     @Flag(help: "Print the fork as JSON.") var json = false
 
@@ -47,7 +52,8 @@ struct DiskFork: AsyncParsableCommand {
             }
         }
         let disk = try await catalog.fork(
-            wanted.disk, generation: wanted.generation, as: name.text, readOnly: readOnly)
+            wanted.disk, generation: wanted.generation, as: name.text, readOnly: readOnly,
+            location: try place.number(in: catalog.store))
         if json { try disk.print(json: true) }
     }
 }

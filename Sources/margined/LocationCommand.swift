@@ -54,13 +54,14 @@ struct LocationAdd: AsyncParsableCommand {
     func run() async throws {
         var settings = try source.settingsWithStore()
         // It may stand there already.
-        settings.locations.removeAll { $0.name == name }
-        if settings.near == name { settings.near = nil }
+        settings.locations.removeAll { $0.name == name && $0.url == url }
+        if !settings.locations.contains(where: { $0.name == settings.near }) { settings.near = nil }
         try settings.checkStore()
         let store = try await source.open(settings)
-        let (url, environment) = (url, store.environment)
+        let address = url
+        let environment = store.environment
         let place = StorePlace(name: name) { () async throws(StoreError) -> any Bucket in
-            try await openTransport(url: url, environment: environment)
+            try await openTransport(url: address, environment: environment)
         }
         let added = try await store.addLocation(name, place, replace: replace)
         for one in added.behind {

@@ -73,9 +73,10 @@ def run_main(main):
     sys.exit(status)
 
 
-def margined(*arguments, store=None, check=True, timeout=120):
+def margined(*arguments, store=None, config=None, check=True, timeout=120):
     """Runs a command of margined and returns its standard output."""
-    r = subprocess.run([MARGINED, *arguments, "--store", store or STORE], capture_output=True, text=True, timeout=timeout)
+    place = ["--config", config] if config else ["--store", store or STORE]
+    r = subprocess.run([MARGINED, *arguments, *place], capture_output=True, text=True, timeout=timeout)
     if check and r.returncode:
         raise Failed(f"margined {' '.join(arguments)}: status {r.returncode}: {r.stderr.strip()}")
     return r.stdout if check else r
@@ -111,8 +112,8 @@ class Daemon:
 
     all = []
 
-    def __init__(self, name="a", store=None, commit="500ms", settings=(), dead_after="1s"):
-        self.name, self.store = name, store or STORE
+    def __init__(self, name="a", store=None, commit="500ms", settings=(), dead_after="1s", config=None):
+        self.name, self.place = name, ["--config", config] if config else ["--store", store or STORE]
         self.scratch, self.socket = f"{WORK}/scratch-{name}", f"{WORK}/{name}.sock"
         self.log, self.port, self.process = f"{WORK}/daemon-{name}.log", free_port(), None
         self.settings = ["commit-interval=" + commit, "heartbeat-interval=300ms", "owner-dead-after=" + dead_after, *settings]
@@ -122,7 +123,7 @@ class Daemon:
         begin = time.monotonic()
         sets = [x for s in self.settings for x in ("--set", s)]
         self.process = subprocess.Popen(
-            [MARGINED, "serve", "--store", self.store, "--scratch", self.scratch, "--listen", f"127.0.0.1:{self.port}", "--unix", self.socket, *sets, *arguments],
+            [MARGINED, "serve", *self.place, "--scratch", self.scratch, "--listen", f"127.0.0.1:{self.port}", "--unix", self.socket, *sets, *arguments],
             stdout=subprocess.PIPE, stderr=open(self.log, "ab"), stdin=subprocess.DEVNULL)
         os.set_blocking(self.process.stdout.fileno(), False)
         seen = b""

@@ -16,10 +16,12 @@ class Gate:
 
     mode: "open"; "refuse" (connections are reset, those that exist too); "freeze" (nothing passes, nothing is closed).
     hold: None, or a function of bytes on their way to the target: those for which it is true wait until it is None again;
-    what comes behind them on the same connection waits as well. `held` counts them."""
+    what comes behind them on the same connection waits as well. `held` counts them.
+    delay: seconds that everything takes, each way; a new connection takes as long there and back."""
 
     def __init__(self, *targets):
         self.targets, self.mode, self.hold, self.held, self.passed = list(targets), "open", None, 0, 0
+        self.delay = 0
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,6 +41,7 @@ class Gate:
 
     def _serve(self, client):
         server = None
+        time.sleep(2 * self.delay)
         for target in self.targets:
             if self.mode == "refuse":
                 break
@@ -53,6 +56,7 @@ class Gate:
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             s.setblocking(False)
         waiting = {client: bytearray(), server: bytearray()}  # by destination
+        late = []   # (when it is due, destination, bytes), in that order
         blocked, client_over = None, False
         try:
             while True:
@@ -64,14 +68,18 @@ class Gate:
                 if blocked is not None and self.hold is None:
                     waiting[server] += blocked
                     blocked = None
+                while late and late[0][0] <= time.monotonic():
+                    _, to, piece = late.pop(0)
+                    waiting[to] += piece
                 reading = [s for s, to in ((client, server), (server, client)) if len(waiting[to]) < 1 << 20]
                 if blocked is not None or client_over:
                     reading = [s for s in reading if s is server]
-                if client_over and blocked is None and not waiting[server]:
+                if client_over and blocked is None and not waiting[server] and not late:
                     time.sleep(0.5)   # closing with an unread reply would reset what was just let go
                     break
                 writing = [s for s, b in waiting.items() if b]
-                r, w, _ = select.select(reading, writing, [], 0.05)
+                due = max(0, min(0.05, late[0][0] - time.monotonic())) if late else 0.05
+                r, w, _ = select.select(reading, writing, [], due)
                 for s in r:
                     try:
                         piece = s.recv(256 << 10)
@@ -82,7 +90,7 @@ class Gate:
                     to = server if s is client else client
                     if not piece:
                         # What the client had sent goes to the server whatever becomes of the client.
-                        if s is client and (blocked is not None or waiting[server]):
+                        if s is client and (blocked is not None or waiting[server] or late):
                             client_over = True
                             continue
                         return
@@ -91,7 +99,10 @@ class Gate:
                         self.held += 1
                         blocked = bytearray(piece)
                         continue
-                    waiting[to] += piece
+                    if self.delay:
+                        late.append((time.monotonic() + self.delay, to, piece))
+                    else:
+                        waiting[to] += piece
                 for s in w:
                     try:
                         del waiting[s][:s.send(memoryview(waiting[s])[:256 << 10].tobytes())]

@@ -14,7 +14,7 @@ extension Catalog {
     /// - Parameters:
     ///   - generation: nil: the current one; of a read-only fork the newest that can be mounted without writing.
     ///   - readOnly: nobody ever writes the fork; any number of clients may attach it, at any number of servers.
-    ///   - location: where the fork's head goes; nil: to the near one. What the fork shares stays where it is.
+    ///   - location: where the head of the fork is to be; nil: near. What the generation names stays where it is.
     package func fork(
         _ source: String, generation: UInt64? = nil, as name: String, readOnly: Bool = false, location: UInt8? = nil
     ) async throws(CatalogError) -> DiskInfo {

@@ -29,9 +29,8 @@ extension Store {
         }
         let bucket = try await CatalogError.wrap { () async throws(StoreError) in try await place.open() }
         let description = try await storeDescription()
-        try await checkNew(bucket, name)
-        let (number, all) =
-            replace ? try await lostNumber(name) : try await number(for: name)
+        let begun = try await checkNew(bucket, name)
+        let (number, all) = replace ? try await lostNumber(name) : try await number(for: name, begun: begun)
         let registry = LocationRegistry(storeID: id, number: number, all: all)
         // First the number: a bucket with `store.json` alone would be taken for location 0.
         if try await !registry.swap(into: bucket, expecting: nil, environment) {
@@ -39,6 +38,7 @@ extension Store {
                 throw CatalogError(.conflict, "\(bucket.name) was made another location at the same time; look again")
             }
         }
+        try await copyGrace(to: bucket)
         let outcome = try await CatalogError.wrap { () async throws(StoreError) in
             try await bucket.swap(Store.key, description, if: .absent)
         }
@@ -59,6 +59,18 @@ extension Store {
         return added
     }
 
+    /// Its writers go by the store's grace period from the start.
+    private func copyGrace(to bucket: any Bucket) async throws(CatalogError) {
+        guard let state = try await CollectionState.load(locations.nearBucket)?.state else { return }
+        var copy = CollectionState()
+        copy.graceMs = state.graceMs
+        copy.nonce = environment.objectID()
+        let bytes = copy.encoded()
+        _ = try await CatalogError.wrap { () async throws(StoreError) in
+            try await bucket.swap(CollectionState.key, bytes, if: .absent)
+        }
+    }
+
     private func storeDescription() async throws(CatalogError) -> [UInt8] {
         try await CatalogError.wrap { () async throws(StoreError) in
             try await locations.nearBucket.get(Store.key, range: nil).bytes
@@ -66,12 +78,14 @@ extension Store {
     }
 
     /// That the bucket may become a location: nothing of a store is in it, or it is this very location, half made.
-    private func checkNew(_ bucket: any Bucket, _ name: String) async throws(CatalogError) {
+    ///
+    /// - Returns: the number that it has; nil: none yet.
+    private func checkNew(_ bucket: any Bucket, _ name: String) async throws(CatalogError) -> UInt8? {
         if let there = try await LocationRegistry.load(bucket)?.registry {
             if let problem = Store.mismatch(there, id: id, name: name, number: nil, bucket.name) {
                 throw CatalogError(.exists, problem.description)
             }
-            return
+            return there.number
         }
         let page = try await CatalogError.wrap { () async throws(StoreError) in
             try await bucket.list(prefix: "", after: nil, folders: false, limit: 10)
@@ -82,10 +96,14 @@ extension Store {
                 "\(bucket.name) is not empty ('\(page.items[0].key)'): a new location begins in an empty bucket or prefix"
             )
         }
+        return nil
     }
 
     /// The number of a new location, given by compare-and-swap in location 0, and all that there are with it.
-    private func number(for name: String) async throws(CatalogError) -> (UInt8, [LocationRegistry.Entry]) {
+    ///
+    /// - Parameter begun: the number that its bucket has already.
+    private func number(for name: String, begun: UInt8?) async throws(CatalogError) -> (UInt8, [LocationRegistry.Entry])
+    {
         guard let first = locations[0] else {
             throw unconfigured(Locations.Missing(number: 0, name: locations.name(0)))
         }
@@ -95,10 +113,10 @@ extension Store {
                 loaded?.registry
                 ?? LocationRegistry(storeID: id, number: 0, all: [.init(number: 0, name: first.name)])
             if let number = registry.number(name) {
-                guard number != 0, locations[number] == nil else {
+                guard number == begun else {
                     throw CatalogError(
                         .exists,
-                        "there is a location '\(name)' already; if its bucket is lost for good, --replace puts another in its place"
+                        "there is a location '\(name)' already; if its bucket is lost for good, or was never finished, --replace puts this one in its place"
                     )
                 }
                 return (number, registry.all)
@@ -119,7 +137,7 @@ extension Store {
         guard let registry = try await LocationRegistry.load(locations.nearBucket)?.registry,
             let number = registry.number(name), number != locations.near
         else { throw CatalogError(.invalid, "--replace: '\(name)' is no other location of this store; add it without") }
-        if let location = locations[number], try await LocationRegistry.load(location.hasty) != nil {
+        if let location = locations[number], (try? await LocationRegistry.load(location.hasty)) ?? nil != nil {
             throw CatalogError(.exists, "--replace: location '\(name)' answers; it is not lost")
         }
         return (number, registry.all)

@@ -32,13 +32,16 @@ extension Store {
         for (_, url) in urls { _ = try await CatalogError.wrap { () async throws(StoreError) in try StoreURL(url) } }
         let first = near ?? urls.first?.name
         let places = urls.map { name, url in
-            // Whoever can do without a location does not wait for long.
+            // Whoever can do without a location does not wait for long, and what it must hold was tried out when it was
+            // added: nothing is made where it was.
+            let isNear = name == first
             var transport = TransportSettings()
-            if name != first { transport.stallTimeoutSeconds = 10 }
+            if !isNear { transport.stallTimeoutSeconds = 10 }
             let settings = transport
             return StorePlace(name: name) { () async throws(StoreError) -> any Bucket in
                 try await openTransport(
-                    url: url, environment: environment, check: !readOnly, transport: settings, counters: counters)
+                    url: url, environment: environment, check: isNear && !readOnly, transport: settings,
+                    counters: counters)
             }
         }
         return try await open(

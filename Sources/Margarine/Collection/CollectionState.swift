@@ -134,13 +134,13 @@ extension Store {
     /// How old an object that nobody names must be before it is deleted, in milliseconds, as writers have to take it: a
     /// commit that takes longer than half of it is given up.
     package func grace() async throws(CatalogError) -> Int64 {
-        let state = try await CollectionState.load(bucket)?.state
+        let state = try await CollectionState.load(locations.nearBucket)?.state
         return state?.graceMs ?? CollectionState.defaultGraceMs
     }
 
     /// Where heads are: one for each location.
     var headStores: [HeadStore] {
-        locations.buckets.map { HeadStore(bucket: $0, environment: environment) }
+        locations.buckets.indices.map { heads(at: UInt8($0)) }
     }
 }
 

@@ -45,6 +45,7 @@ extension CollectionRound {
     /// What servers say that they read. A heartbeat that can't be read may hold anything.
     private func readHolds() async throws(CatalogError) -> ReadingHolds {
         var holds = ReadingHolds()
+        // A server beats at the locations that it knows.
         for (location, heads) in store.headStores.enumerated() {
             var after: String?
             repeat {

@@ -36,6 +36,7 @@ final class CollectorRole: @unchecked Sendable {
             let found = try await CollectionState.load(store.bucket)
             var state = found?.state ?? CollectionState()
             if let other = state.collector { try await checkDead(other, store, options, nowMs: nowMs) }
+            let formerMs = state.graceMs
             if let graceMs = options.graceMs, graceMs != state.graceMs {
                 let isUnused = try await isUnused(store)
                 state.setGrace(graceMs, nowMs: nowMs, isUnused: isUnused)
@@ -45,7 +46,10 @@ final class CollectorRole: @unchecked Sendable {
                 id: environment.objectID().description, server: options.server, host: options.host, startedAtMs: nowMs,
                 phase: .history, done: 0, total: 0)
             state.nonce = environment.objectID()
+            if state.graceMs < formerMs { try await GraceCopies.write(state, store) }
             if case .won(let etag) = try await swap(store, state, expecting: found?.etag) {
+                // A longer one may be heard of late.
+                try? await GraceCopies.write(state, store)
                 return CollectorRole(
                     store, options, state, etag, graceMs: state.effectiveGraceMs(nowMs: nowMs))
             }

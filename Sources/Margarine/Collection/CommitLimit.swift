@@ -21,7 +21,7 @@ package final class GraceGauge: Sendable {
     /// Says the default until it is refreshed.
     package init() {}
 
-    /// Asks the store, whose first location has `bucket`.
+    /// Asks the store, whose near location has `bucket`: see `GraceCopies`.
     package func refresh(_ bucket: any Bucket, environment: any Environment) async throws(CatalogError) {
         // Before the question: the answer may be of any time since.
         let at = Instant(environment)
@@ -68,7 +68,7 @@ package struct CommitLimit: Sendable {
 
     /// Begins now.
     ///
-    /// - Parameter bucket: the store's first location, to be asked when the gauge is old.
+    /// - Parameter bucket: the store's near location, to be asked when the gauge is old.
     package init(_ gauge: GraceGauge, bucket: any Bucket, environment: any Environment) {
         self.gauge = gauge
         self.bucket = bucket
@@ -81,8 +81,8 @@ package struct CommitLimit: Sendable {
     /// Begins now, for a command: asks the store.
     package static func begin(_ store: Store) async throws(CatalogError) -> CommitLimit {
         let gauge = GraceGauge()
-        try await gauge.refresh(store.bucket, environment: store.environment)
-        return CommitLimit(gauge, bucket: store.bucket, environment: store.environment)
+        try await gauge.refresh(store.locations.nearBucket, environment: store.environment)
+        return CommitLimit(gauge, bucket: store.locations.nearBucket, environment: store.environment)
     }
 
     /// To be called just before the swap. What is known of the grace period must be fresh: else the store is asked.

@@ -34,13 +34,16 @@ public final class Daemon: StatusSource {
         let listener: Listener
         /// Accepts, shakes hands, beats, and does what is no disk's.
         let door: Loop
+        /// For commits: as the near location says.
         let grace: GraceGauge
+        /// For collections: as the first location says.
+        let collected: GraceGauge
         let collection: ScheduledCollection
 
         init(
             store: Store, counters: StoreCounters, server: ServerIdentity, cache: SliceCache, files: BlockFiles,
             contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop,
-            grace: GraceGauge, collection: ScheduledCollection
+            grace: GraceGauge, collected: GraceGauge, collection: ScheduledCollection
         ) {
             self.store = store
             self.counters = counters
@@ -52,6 +55,7 @@ public final class Daemon: StatusSource {
             self.listener = listener
             self.door = door
             self.grace = grace
+            self.collected = collected
             self.collection = collection
         }
     }
@@ -86,12 +90,14 @@ public final class Daemon: StatusSource {
         try await firstBeat(store, server, settings)
         let grace = GraceGauge()
         do throws(CatalogError) {
-            try await grace.refresh(store.bucket, environment: environment)
+            try await grace.refresh(store.locations.nearBucket, environment: environment)
         } catch {
             // Disks are served; commits ask again.
             log.warning("how long a commit may take is not known yet: \(error)")
             grace.forget()
         }
+        let collected = GraceGauge()
+        if let first = store.locations[0] { try? await collected.refresh(first.hasty, environment: environment) }
 
         let door = try Loop(name: "door")
         door.start()
@@ -112,8 +118,8 @@ public final class Daemon: StatusSource {
         let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
-            disks: disks, listener: listener, door: door, grace: grace,
-            collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: grace, log: log))
+            disks: disks, listener: listener, door: door, grace: grace, collected: collected,
+            collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: collected, log: log))
         state.withLock { $0.parts = parts }
 
         await files.start()
@@ -189,6 +195,7 @@ public final class Daemon: StatusSource {
     private func firstBeat(_ store: Store, _ server: ServerIdentity, _ settings: Settings) async throws(CatalogError) {
         let record = heartbeat(server, addresses: [], settings)
         _ = try await inParallel(store.locations.all, limit: 16) { (location) async throws(CatalogError) -> Bool in
+            if location.trouble() != nil { return false }
             do throws(CatalogError) {
                 try await store.hastyHeads(at: location).beat(record)
                 return true
@@ -210,13 +217,16 @@ public final class Daemon: StatusSource {
             do {
                 try await heads.beat(
                     heartbeat(parts.server, addresses: addresses, reading: parts.disks.reading, settings))
+                if location.number == parts.store.locations.near {
+                    try await parts.grace.refresh(heads.bucket, environment: environment)
+                }
+                if location.number == 0 {
+                    try await parts.collected.refresh(heads.bucket, environment: environment)
+                }
                 if isAway, parts.store.locations.hasSeveral {
                     log.notice("location '\(location.name)' is in reach again")
                 }
                 isAway = false
-                if location.number == 0 {
-                    try await parts.grace.refresh(parts.store.bucket, environment: environment)
-                }
             } catch {
                 log.warning("the heartbeat could not be written: \(error)")
                 isAway = true

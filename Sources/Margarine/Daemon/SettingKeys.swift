@@ -103,11 +103,6 @@ extension Settings {
                 "owner-dead-after (\(DurationMs.text(ownerDeadAfterMs))) must be at least three times heartbeat-interval "
                     + "(\(DurationMs.text(heartbeatIntervalMs)))")
         }
-        guard collectionGraceMs == 0 || collectionGraceMs >= Self.shortestGraceMs else {
-            throw SettingError(
-                "collection-grace must be at least \(DurationMs.text(Self.shortestGraceMs)), or 0 for what the store has"
-            )
-        }
         guard store == nil || locations.isEmpty else {
             throw SettingError(
                 "store and locations exclude each other: a store with several locations has locations alone")
@@ -118,6 +113,11 @@ extension Settings {
                     ? "near = \"\(near)\" needs locations"
                     : "near (\(near)) is none of the locations: "
                         + locations.map(\.name).joined(separator: ", "))
+        }
+        guard collectionGraceMs == 0 || collectionGraceMs >= Self.shortestGraceMs else {
+            throw SettingError(
+                "collection-grace must be at least \(DurationMs.text(Self.shortestGraceMs)), or 0 for what the store has"
+            )
         }
         for path in unix + [controlPath] where path.utf8.count > 107 {
             throw SettingError("the socket path '\(path)' is longer than 107 bytes: choose a shorter one")

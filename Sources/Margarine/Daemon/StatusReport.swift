@@ -79,6 +79,23 @@ public struct StoreStatus: Codable, Sendable, Equatable {
     public init(name: String) { self.name = name }
 }
 
+/// One location of a store that has several.
+public struct LocationStatus: Codable, Sendable, Equatable {
+    public var name: String
+    /// Without secrets.
+    public var url: String
+    /// New objects go there.
+    public var isNear: Bool
+    /// Why it is out of reach, if it was when it was last used.
+    public var trouble: String?
+    public init(name: String, url: String, isNear: Bool, trouble: String?) {
+        self.name = name
+        self.url = url
+        self.isNear = isNear
+        self.trouble = trouble
+    }
+}
+
 /// Collection, by this daemon or others.
 public struct CollectionStatus: Codable, Sendable, Equatable {
     /// How often this daemon collects; 0: never.
@@ -97,23 +114,6 @@ public struct CollectionStatus: Codable, Sendable, Equatable {
     /// Why this daemon's last round was not completed.
     public var lastError: String?
     public init() {}
-}
-
-/// One location of a store that has several.
-public struct LocationStatus: Codable, Sendable, Equatable {
-    public var name: String
-    /// Without secrets.
-    public var url: String
-    /// New objects go there.
-    public var isNear: Bool
-    /// Why it is out of reach, if it was when it was last used.
-    public var trouble: String?
-    public init(name: String, url: String, isNear: Bool, trouble: String?) {
-        self.name = name
-        self.url = url
-        self.isNear = isNear
-        self.trouble = trouble
-    }
 }
 
 /// One of the caches.

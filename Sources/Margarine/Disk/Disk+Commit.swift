@@ -59,6 +59,10 @@ extension Disk {
                 }
                 backoffMs = 200
                 lastCommitError = nil
+            } catch let conflict as CatalogError where conflict.kind == .conflict {
+                // There is another generation of the same bytes: on that, then.
+                log.debug("disk \(name): \(conflict); the commit begins anew")
+                continue
             } catch {
                 if lastCommitError == nil {
                     context.problem(
@@ -86,10 +90,14 @@ extension Disk {
         }
         if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
         let limit = CommitLimit(
-            context.grace, bucket: context.locations.buckets[0], environment: context.environment)
+            context.grace, bucket: context.locations.nearBucket, environment: context.environment)
+        let base = head.generation
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
         guard lost == nil else { return }
+        guard head.generation == base else {
+            throw CatalogError(.conflict, "disk '\(name)': its data was moved to another location meanwhile")
+        }
         try await heads.archive(head)
         let record = GenerationRecord(
             diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: layer.kind,

@@ -50,7 +50,9 @@ extension Disk {
                     lose(Disk.describeLoss(found))
                 } else if case .advance(let record) = change, head.generation >= record.generation {
                     // One whose answer was lost for good: the next try gets the next number.
-                    return CatalogError(.conflict, "disk '\(name)': an earlier commit took effect after all")
+                    return CatalogError(
+                        .conflict,
+                        "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
                 }
             case .success(.lost):
                 lose("its head is gone from the store")
@@ -99,6 +101,9 @@ extension Disk {
         let isOurs = found.epoch == head.epoch && found.owner?.server == serverID
         guard isOurs || context.settings.fault == .epochIgnored else { return false }
         let grew = found.sizeBytes != head.sizeBytes
+        // A commit of ours whose answer was lost, or the same bytes at another location: what is read through the layers
+        // stays the same.
+        let moved = isOurs && found.generation != head.generation
         let isWanted = found.commitWanted != nil && found.commitWanted != head.commitWanted
         head = found
         headTag = tag
@@ -106,10 +111,8 @@ extension Disk {
             noteWanted()
             startCommit()
         }
-        if grew {
-            log.notice("disk \(name): its size is \(found.sizeBytes) bytes now")
-            manifest = found.manifest(cache: context.manifests)
-        }
+        if grew { log.notice("disk \(name): its size is \(found.sizeBytes) bytes now") }
+        if grew || moved { manifest = found.manifest(cache: context.manifests) }
         return true
     }
 

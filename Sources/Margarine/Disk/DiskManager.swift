@@ -65,8 +65,7 @@ package final class DiskManager: ExportProvider {
             do throws(CatalogError) {
                 for name in try await heads.names() where infos.count < 10_000 {
                     guard let found = try? await heads.load(name), !found.head.deleted else { continue }
-                    infos.append(
-                        DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
+                    infos.append(DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
                 }
             } catch {
                 if location.number == store.locations.near {

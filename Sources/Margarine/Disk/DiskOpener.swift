@@ -57,9 +57,9 @@ struct DiskOpener {
     }
 
     private func attempt(onlyOwn: Bool, known: Store.Found?) async throws(AttachError) -> Disk? {
-        var known = known
-        if known == nil { known = try await AttachError.wrap { () throws(CatalogError) in try await store.find(name) } }
-        guard let found = known, !found.head.deleted else {
+        var found = known
+        if found == nil { found = try await AttachError.wrap { () throws(CatalogError) in try await store.find(name) } }
+        guard let found, !found.head.deleted else {
             throw AttachError(.unknown, "there is no disk '\(name)'")
         }
         let (heads, head) = (found.heads, found.head)
@@ -99,9 +99,10 @@ struct DiskOpener {
             }
             next.session = session.flatMap { next.lostSessions.contains($0) ? nil : $0 }
         }
-        switch try await AttachError.wrap({ () throws(CatalogError) in try await heads.swap(next, expecting: found.etag)
-        })
-        {
+        let swap = try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.swap(next, expecting: found.etag)
+        }
+        switch swap {
         case .lost: return nil
         case .won(let tag):
             return make(next, tag, heads, folder, pages, replayed, survives: survives)

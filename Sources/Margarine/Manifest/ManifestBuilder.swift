@@ -10,7 +10,23 @@ struct ManifestBuilder: Sendable {
         /// Blocks that get an entry (or none); they stand over `removed`.
         var sets: [UInt64: BlockEntry?] = [:]
         var removed = BlockRanges()
+        /// What lies elsewhere than it did.
+        var relocation: Relocation?
         init(sizeBytes: UInt64) { self.sizeBytes = sizeBytes }
+    }
+
+    /// Objects of which there are copies at another location, and the blocks that are to name those.
+    struct Relocation: Sendable {
+        var blocks: Range<UInt64>
+        var ids: Set<ObjectID>
+        var location: UInt8
+
+        func apply(_ entry: BlockEntry) -> BlockEntry {
+            var entry = entry
+            if let base = entry.base, ids.contains(base.id) { entry.base!.location = location }
+            for i in entry.deltas.indices where ids.contains(entry.deltas[i].id) { entry.deltas[i].location = location }
+            return entry
+        }
     }
 
     /// A page that is to be written.
@@ -55,7 +71,8 @@ struct ManifestBuilder: Sendable {
             let range = index * span..<(index + 1) * span
             let isAboveOld = level > input.rootLevel
             let removed = input.changes.removed
-            if !isAboveOld, !removed.overlaps(range), !blocks.hasElement(in: range) { return old }
+            let isMoved = input.changes.relocation?.blocks.overlaps(range) ?? false
+            if !isAboveOld, !isMoved, !removed.overlaps(range), !blocks.hasElement(in: range) { return old }
             let isCleared = removed.covers(range)
             if level == 0 { return leaf(isCleared ? nil : old, index: index, range: range) }
 
@@ -86,7 +103,10 @@ struct ManifestBuilder: Sendable {
                 slot = next + 1
             }
             if newSlots.isEmpty { return nil }
-            if !isAboveOld, !isCleared, newSlots == slots, newRefs == refs { return old }
+            if !isAboveOld, !isCleared, newSlots == slots, newRefs == refs, !isMoved || old?.location == input.location
+            {
+                return old
+            }
             return note(
                 ManifestPage(
                     inner: input.environment.objectID(), level: level, index: index, slots: newSlots, children: newRefs)
@@ -119,10 +139,19 @@ struct ManifestBuilder: Sendable {
                 entries[Int(blocks[i] - range.lowerBound)] = input.changes.sets[blocks[i]]!
                 i += 1
             }
+            var isMoved = false
+            if let relocation = input.changes.relocation {
+                for slot in entries.indices where relocation.blocks.contains(range.lowerBound + UInt64(slot)) {
+                    isMoved = true
+                    entries[slot] = entries[slot].map { relocation.apply($0) }
+                }
+            }
             let slots = entries.indices.filter { entries[$0] != nil }
             if slots.isEmpty { return nil }
             let kept = ContiguousArray(slots.map { entries[$0]! })
-            if let base, let page = input.pages[base.id], page.slots.slots == slots, page.entries == kept {
+            if let base, let page = input.pages[base.id], page.slots.slots == slots, page.entries == kept,
+                !isMoved || base.location == input.location
+            {
                 return base
             }
             return note(ManifestPage(leaf: input.environment.objectID(), index: index, slots: slots, entries: kept))

@@ -21,7 +21,9 @@ package struct ManifestEdit {
     /// Size of the disk that the new manifest will be of.
     package var sizeBytes: UInt64 { content.sizeBytes }
     /// Nothing was asked for: writing gives the base again.
-    package var isEmpty: Bool { content.sets.isEmpty && content.removed.isEmpty && sizeBytes == base.sizeBytes }
+    package var isEmpty: Bool {
+        content.sets.isEmpty && content.removed.isEmpty && content.relocation == nil && sizeBytes == base.sizeBytes
+    }
 
     /// Gives a block its stored form; nil, or a form that is all zeroes, for none. The block lies within the size.
     package mutating func set(_ block: BlockIndex, _ entry: BlockEntry?) {
@@ -51,6 +53,15 @@ package struct ManifestEdit {
             for block in range { content.sets[block] = nil }
         }
         content.removed.insert(range)
+    }
+
+    /// Has the blocks of the range name the copies that location `location` has of these objects. The pages over the range
+    /// that lie elsewhere than the new ones will are written anew too.
+    package mutating func relocate(_ range: Range<BlockIndex>, _ ids: Set<ObjectID>, to location: UInt8) {
+        precondition(content.relocation == nil, "one range at a time")
+        let blocks = range.lowerBound.value..<range.upperBound.value
+        if blocks.isEmpty { return }
+        content.relocation = ManifestBuilder.Relocation(blocks: blocks, ids: ids, location: location)
     }
 
     /// Changes the size. Entries beyond a smaller one are dropped for good; what the last block holds behind the end of the
@@ -107,7 +118,8 @@ package struct ManifestEdit {
             places.removeAll {
                 let range = $0.index * span..<($0.index + 1) * span
                 return content.removed.covers(range)
-                    || !(content.removed.overlaps(range) || sorted.hasElement(in: range))
+                    || !(content.removed.overlaps(range) || sorted.hasElement(in: range)
+                        || content.relocation?.blocks.overlaps(range) ?? false)
             }
             let missing = places.filter { base.cache.resident($0.ref.id)?.page == nil }
             for place in places { pages[place.ref.id] = base.cache.resident(place.ref.id)?.page }

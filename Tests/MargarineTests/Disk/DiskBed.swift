@@ -22,7 +22,7 @@ struct SeededRandom: RandomNumberGenerator {
     }
 }
 
-/// The engine over given seams.
+/// The engine over given seams; of a store with several locations (`over`), or of one in memory.
 final class DiskBed: Sendable {
     let store: MemoryBucket
     let faults: FaultyBucket
@@ -38,7 +38,7 @@ final class DiskBed: Sendable {
         rebooted: Bool = false, takeover: Takeover = .dead, alive: Set<String> = [],
         settings change: (inout DiskSettings) -> Void = { _ in }, memoryBytes: Int = 16 << 20,
         dirtyBytes: Int = 4 << 20,
-        journalBytes: UInt64 = 1 << 40
+        journalBytes: UInt64 = 1 << 40, over several: Store? = nil
     ) throws {
         self.store = store
         self.scratch = scratch
@@ -46,7 +46,7 @@ final class DiskBed: Sendable {
         faults = FaultyBucket(store, environment: environment)
         loop = try Loop(name: "bed")
         files = BlockFiles(disk: scratch, budgetBytes: 1 << 30, environment: environment)
-        let locations = Locations([faults])
+        let locations = several?.locations ?? Locations([faults])
         let spawning = loop
         let loader = BlockLoader(
             locations: locations.buckets, cache: SliceCache(budgetBytes: UInt64(memoryBytes)), files: files,
@@ -62,7 +62,7 @@ final class DiskBed: Sendable {
             journals: JournalBudget(limitBytes: journalBytes), log: log, settings: settings)
         manager = DiskManager(
             contexts: [context],
-            store: Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
+            store: several ?? Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
             server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,
             log: log,
             isAlive: { id, _ in alive.contains(id) ? "it was told to be" : nil })
