@@ -121,24 +121,40 @@ def main():
         model[at:at + 4096] = data
     client.flush()
     client.disconnect()
+    # Another one, nothing of which will be localized.
+    margined("disk", "create", "base2", "--size", str(SIZE), "--safe-points", "flush", config=us)
+    client = there.attach("base2", timeout=60)
+    late = bytearray(content(rng, 3 * BLOCK))
+    for at in range(0, len(late), 4 * MIB):
+        client.write(at, bytes(late[at:at + 4 * MIB]))
+    client.flush()
+    client.disconnect()
     there.stop()
-    base = bytes(model)
     expect(len(far.blocks()) >= used // BLOCK, "the disk's blocks are not in the far location")
     before = far.blocks()
 
     # Forked near: at once, and nothing is copied.
     begin = time.monotonic()
     forked = json.loads(margined("disk", "fork", "base", "work", "--json", config=eu))
-    margined("disk", "fork", "base", "late", "--location", "eu", config=eu)
+    margined("disk", "fork", "base2", "late", "--location", "eu", config=eu)
+    margined("disk", "fork", "base2", "unread", config=eu)
     took = time.monotonic() - begin
     expect(forked["location"] == "eu" and forked["generation"] == 1, f"the fork: {forked}")
-    expect(took < 20, f"two forks across took {took:.1f} s")
+    expect(took < 20, f"three forks across took {took:.1f} s")
     here = Daemon("eu", config=eu, settings=["read-timeout=20s", "commit-interval=200ms"])
     here.start()
     begin = time.monotonic()
     client = here.attach("work?session=w", timeout=60)
     same(client, model, "the fork, read from afar")
     read = time.monotonic() - begin
+
+    # Another fork gets its first block near (with what an attachment looks at), and has all others far.
+    other = here.attach("late", timeout=60)
+    late[0:8 * MIB] = content(rng, 8 * MIB)
+    other.write(0, bytes(late[0:8 * MIB]))
+    other.flush()
+    until("a commit of the other fork", 30, lambda: json.loads(margined("disk", "show", "late", "--json", config=eu))["generation"] == 2)
+    other.disconnect()
 
     # Written near, under reads from afar; localized under its writer.
     writer = Writer(here.attach("work?session=w"), model, rng)
@@ -156,7 +172,7 @@ def main():
     same(client, model, "the fork, after its localization")
     again = json.loads(margined("disk", "localize", "work", "--json", config=eu))
     expect(again["copiedObjects"] == 0 and again["generations"] == 0, f"a second localization found more: {again}")
-    say(f"{used // MIB} MiB at {RTT * 1000:.0f} ms: two forks in {took:.1f} s, all read in {read:.1f} s, {summary['copiedObjects']} objects "
+    say(f"{used // MIB} MiB at {RTT * 1000:.0f} ms: three forks in {took:.1f} s, all read in {read:.1f} s, {summary['copiedObjects']} objects "
         f"({summary['copiedBytes'] // MIB} MiB) localized in {localized:.1f} s beside {writer.count} writes")
 
     # The far region is lost.
@@ -188,7 +204,8 @@ def main():
     # What is not localized says what it needs.
     reader = here.attach("late", timeout=30)
     begin = time.monotonic()
-    reader.send(READ, 4 * MIB, 4096)
+    expect(bytes(reader.read(MIB, 4096)) == late[MIB:MIB + 4096], "the near part of a disk reads otherwise")
+    reader.send(READ, BLOCK + 4 * MIB, 4096)
     _, _, error, _ = reader.replies()[0]
     took = time.monotonic() - begin
     expect(error == 5, f"a block that is only far was read with error {error}")
@@ -196,23 +213,28 @@ def main():
     text = open(here.log, errors="replace").read()
     line = next((l for l in text.splitlines() if "late" in l and "location 'us'" in l), None)
     expect(line, "the daemon's log does not say that 'late' needs location 'us'")
-    # In pages or blocks: neither is zeroes, and what is written over it counts.
-    reader.write(8 * MIB, b"\x44" * 4096)
-    expect(bytes(reader.read(8 * MIB, 4096)) == b"\x44" * 4096, "a page written over far data reads otherwise")
+    late[BLOCK + 8 * MIB:BLOCK + 8 * MIB + 4096] = b"\x44" * 4096
+    reader.write(BLOCK + 8 * MIB, b"\x44" * 4096)
+    expect(bytes(reader.read(BLOCK + 8 * MIB, 4096)) == b"\x44" * 4096, "a page written over far data reads otherwise")
+    begin = time.monotonic()
+    try:
+        here.attach("unread", timeout=20, patient=False)
+        raise Failed("a disk of which nothing can be read was attached")
+    except Refused as e:
+        expect("location 'us'" in e.text and time.monotonic() - begin < 12, f"attaching what is far, after {time.monotonic() - begin:.1f} s: {e.text}")
+        say(f"attach unread: {e.text[:160]}")
     for arguments in (["disk", "show", "base"], ["disk", "export", "late", "/dev/null"], ["gc"], ["disk", "list"]):
         r = margined(*arguments, config=eu, check=False)
         expect(r.returncode == 1 and "location 'us'" in r.stderr, f"{' '.join(arguments)}: status {r.returncode}: {r.stderr}")
         say(f"{' '.join(arguments)}: {r.stderr.strip().splitlines()[-1][:160]}")
     names = [d["name"] for d in json.loads(margined("disk", "list", "--json", config=eu, check=False).stdout)]
-    expect(names == ["first", "late", "work"], f"the disks that are listed without the far region: {names}")
+    expect(names == ["first", "late", "unread", "work"], f"the disks that are listed without the far region: {names}")
 
     # It comes back; nobody needs to be started anew.
     far.start()
-    late = bytearray(base)
-    late[8 * MIB:8 * MIB + 4096] = b"\x44" * 4096
 
     def readable():
-        reader.send(READ, 4 * MIB, 4096)
+        reader.send(READ, BLOCK + 4 * MIB, 4096)
         return reader.replies()[0][2] == 0
 
     until("the far region's return", 60, readable)
