@@ -26,7 +26,7 @@ struct ReadAhead {
 
 extension DirectoryBucket {
     /// How many names of one folder are kept at once.
-    private static let window = 32_768
+    private static let window = 65_536
 
     func listPage(prefix: String, after: String?, folders: Bool, limit: Int) throws(StoreError) -> Listing {
         var page = ListingPage(prefix: prefix, after: after, folders: folders, limit: limit)
@@ -90,29 +90,36 @@ extension DirectoryBucket {
         let path = folder.isEmpty ? root : path(of: String(folder.dropLast()))
         let status = Self.status(path)
         if let status, start.isEmpty, let kept = takeKept(folder, bound, status.st_mtim) { return kept }
-        guard let status, let all = Self.names(in: path) else {
-            if !folder.isEmpty, errno == ENOENT || errno == ENOTDIR {
-                return ReadAhead(folder: folder, bound: bound, entries: [], hasMore: false, modified: timespec())
-            }
-            throw failure("list", path)
-        }
         var next: [FolderEntry] = []
         var hasMore = false
-        for entry in all {
+        let boundBytes = Array(bound.utf8)
+        // Of a folder with very many names most are none of these, and are passed over as they come.
+        var lastBytes: [UInt8] = []
+        let isRead = Self.forEachName(in: path) { bytes, isFolder in
+            if !isFolder, !precedes(boundBytes, bytes) { return }
+            if hasMore, precedes(lastBytes, bytes) { return }
+            guard let entry = FolderEntry(bytes, isFolder: isFolder) else { return }
             if !bound.isEmpty, !comesBefore(bound, entry.name) {
                 // A folder that the bound lies in still has keys to give.
                 guard entry.isFolder, bound.utf8.starts(with: entry.name.utf8), bound != endOfFolder(entry.name) else {
-                    continue
+                    return
                 }
             }
             // `start` names the beginning of the last component, so a folder cannot lie on the way to it.
-            guard entry.name.utf8.starts(with: start.utf8) else { continue }
+            guard entry.name.utf8.starts(with: start.utf8) else { return }
             next.append(entry)
             if next.count >= 2 * Self.window {
                 next.sort { comesBefore($0.name, $1.name) }
                 next.removeLast(next.count - Self.window)
                 hasMore = true
+                lastBytes = Array(next[next.count - 1].name.utf8)
             }
+        }
+        guard let status, isRead else {
+            if !folder.isEmpty, errno == ENOENT || errno == ENOTDIR {
+                return ReadAhead(folder: folder, bound: bound, entries: [], hasMore: false, modified: timespec())
+            }
+            throw failure("list", path)
         }
         next.sort { comesBefore($0.name, $1.name) }
         if next.count > Self.window {
@@ -143,24 +150,55 @@ extension DirectoryBucket {
 
     /// The names in a directory that can be components of keys (and all names in `.tmp`), or nil and errno.
     static func names(in path: String) -> [FolderEntry]? {
-        guard let directory = opendir(path) else { return nil }
-        defer { closedir(directory) }
         var entries: [FolderEntry] = []
+        let isRead = forEachName(in: path) { bytes, isFolder in
+            if let entry = FolderEntry(bytes, isFolder: isFolder) { entries.append(entry) }
+        }
+        return isRead ? entries : nil
+    }
+
+    /// Calls `body` with every name of a file or folder in a directory, in no order; false, and errno, when it can't be read.
+    private static func forEachName(in path: String, _ body: (UnsafeBufferPointer<UInt8>, _ isFolder: Bool) -> Void)
+        -> Bool
+    {
+        guard let directory = opendir(path) else { return false }
+        defer { closedir(directory) }
         while true {
             errno = 0
-            guard let entry = readdir(directory) else { return errno == 0 ? entries : nil }
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            guard let entry = readdir(directory) else { return errno == 0 }
+            let kind = Int(entry.pointee.d_type)
+            withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: UInt8.self, capacity: 256) { name in
+                    let bytes = UnsafeBufferPointer(start: name, count: strnlen(UnsafeRawPointer(name), 256))
+                    if kind == Int(DT_DIR) || kind == Int(DT_REG) { return body(bytes, kind == Int(DT_DIR)) }
+                    guard kind == Int(DT_UNKNOWN),
+                        let status = status("\(path)/\(String(decoding: bytes, as: UTF8.self))")
+                    else { return }
+                    let type = status.st_mode & S_IFMT
+                    if type == S_IFDIR || type == S_IFREG { body(bytes, type == S_IFDIR) }
+                }
             }
-            guard isValidKey(name) else { continue }
-            var kind = Int(entry.pointee.d_type)
-            if kind == Int(DT_UNKNOWN), let status = status("\(path)/\(name)") {
-                kind =
-                    status.st_mode & S_IFMT == S_IFDIR
-                    ? Int(DT_DIR) : status.st_mode & S_IFMT == S_IFREG ? Int(DT_REG) : kind
-            }
-            if kind == Int(DT_DIR) { entries.append(FolderEntry(name: name + "/")) }
-            if kind == Int(DT_REG) { entries.append(FolderEntry(name: name)) }
         }
     }
+}
+
+extension FolderEntry {
+    /// nil: the name can't be a component of a key.
+    fileprivate init?(_ bytes: UnsafeBufferPointer<UInt8>, isFolder: Bool) {
+        let name = String(decoding: bytes, as: UTF8.self)
+        guard isValidKey(name) else { return nil }
+        self.init(name: isFolder ? name + "/" : name)
+    }
+}
+
+/// Whether `a` comes before `b` in byte order.
+private func precedes(_ a: [UInt8], _ b: UnsafeBufferPointer<UInt8>) -> Bool {
+    let order = a.withUnsafeBytes {
+        memcmp($0.baseAddress ?? UnsafeRawPointer(b.baseAddress!), b.baseAddress!, min(a.count, b.count))
+    }
+    return order < 0 || (order == 0 && a.count < b.count)
+}
+
+private func strnlen(_ bytes: UnsafeRawPointer, _ limit: Int) -> Int {
+    Glibc.strnlen(bytes.assumingMemoryBound(to: CChar.self), limit)
 }

@@ -33,6 +33,12 @@ struct Collect: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Delete so many objects a second; 0, the default: no limit.", valueName: "number"))
     var rate: Int = 0
 
+    @Flag(
+        help:
+            "Also delete copies at one location of what is named and there at another. Not while a disk is being localized."
+    )
+    var dropCopies = false
+
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the summary as JSON.") var json = false
 
@@ -57,6 +63,7 @@ struct Collect: AsyncParsableCommand {
         options.isDryRun = dryRun
         options.graceMs = try graceMs()
         options.deletesPerSecond = rate
+        options.dropsCopies = dropCopies
         options.host = LocalProcess.hostName()
         let folder = try TemporaryFolder("gc")
         defer { folder.remove() }

@@ -118,7 +118,7 @@ final class Life: @unchecked Sendable {  // as its world
         let catalog = run.catalog()
         let client = run.clients.randomElement(using: &world.chance)!
         let any = (run.clients.map(\.disk) + forks).randomElement(using: &world.chance)!
-        switch world.chance.below(14) {
+        switch world.chance.below(16) {
         case 0..<5: try await fork(any, client, catalog)
         case 5, 6:
             let number = try await generation(any, catalog)
@@ -142,6 +142,7 @@ final class Life: @unchecked Sendable {  // as its world
             guard let name = forks.randomElement(using: &world.chance) else { return }
             _ = try await catalog.rollBack(name, to: try await generation(name, catalog), force: true)
         case 11, 12: try await read(any, catalog)
+        case 13, 14: try await transfer(any, catalog)
         default: try await catalog.commitNow(client.disk, timeoutMs: 10_000)
         }
     }
@@ -165,14 +166,34 @@ final class Life: @unchecked Sendable {  // as its world
         let reader = SimReader(world, server, record, seen: seen)
         let named = run.named
         let duration = world.chance.ns(1_000_000_000...UInt64(graceMs) * 3_000_000)
-        run.store.net.run { await reader.run(name, named, for: duration) }
+        run.store.net.run { [self] in await reader.run(name, named, for: duration) { isCalm } }
+    }
+
+    /// A name for another disk that nobody writes; a name is used again, sooner or later.
+    private func freeName() -> String? {
+        let name = "f\(world.chance.below(12))"
+        if forks.count > 5 || forks.contains(name) || run.clients.contains(where: { $0.disk == name }) { return nil }
+        return name
+    }
+
+    /// Sends a generation, whole or over an earlier one, and receives it as a disk of its own.
+    private func transfer(_ source: String, _ catalog: Catalog) async throws(CatalogError) {
+        guard let name = freeName() else { return }
+        let number = try await generation(source, catalog)
+        var base: UInt64?
+        let isOver = world.chance.one(in: 2)
+        if isOver { base = try await generation(source, catalog) }
+        forks.append(name)
+        if let base { _ = try await catalog.fork(source, generation: base, as: name) }
+        let stream = StreamBytes()
+        try await catalog.send(
+            source, generation: number, from: base, to: { (piece) throws(CatalogError) in stream.add(piece) })
+        run.count(isOver ? "stream over a generation" : "stream")
+        _ = try await catalog.receive(name, from: { (most) throws(CatalogError) in stream.take(most) })
     }
 
     private func fork(_ any: String, _ client: SimClient, _ catalog: Catalog) async throws(CatalogError) {
-        if forks.count > 5 { return }
-        // A name is used again, sooner or later.
-        let name = "f\(world.chance.below(12))"
-        if forks.contains(name) || run.clients.contains(where: { $0.disk == name }) { return }
+        guard let name = freeName() else { return }
         let source = world.chance.one(in: 3) ? any : client.disk
         var number: UInt64?
         if world.chance.one(in: 2) { number = try await generation(source, catalog) }
@@ -237,5 +258,17 @@ final class Life: @unchecked Sendable {  // as its world
         report.collections = completed
         report.collected = deleted
         report.forks = forkCount
+    }
+}
+
+/// A stream on its way from one end to the other.
+private final class StreamBytes: @unchecked Sendable {  // used by one task
+    private var bytes: [UInt8] = []
+    private var taken = 0
+    func add(_ piece: [UInt8]) { bytes += piece }
+    func take(_ most: Int) -> [UInt8] {
+        let end = min(bytes.count, taken + most)
+        defer { taken = end }
+        return Array(bytes[taken..<end])
     }
 }

@@ -41,6 +41,8 @@ final class Run: @unchecked Sendable {  // as its world
     private var places: [String: Int] = [:]
     /// What each manifest shows, by the id of its root.
     private(set) var contents: [ObjectID: [UInt32: UInt32]] = [:]
+    /// The same, by `GenerationRecord.place`.
+    private var shown: [String: [UInt32: UInt32]] = [:]
     // The life of disks (Life.swift). nil: none of it in this world.
     var life: Life?
     private var generations = 0
@@ -209,7 +211,8 @@ final class Run: @unchecked Sendable {  // as its world
                 if sender != Self.operatorName { world.violate("\(sender) changed the size of \(name)") }
                 clients.first { $0.disk == name }?.sizeChanged(from: last.sizeBytes, to: next.sizeBytes)
             }
-            if ![.resized, .rolledBack, .forked].contains(next.record?.kind), next.generation > last.generation,
+            if ![.resized, .rolledBack, .forked, .received].contains(next.record?.kind),
+                next.generation > last.generation,
                 next.epoch != last.epoch || next.record?.epoch != next.epoch
             {
                 world.violate("\(sender) made a generation of \(name) and an epoch at once")
@@ -218,13 +221,14 @@ final class Run: @unchecked Sendable {  // as its world
         if let record = next.record, record.generation > last?.generation ?? 0 {
             generations += 1
             let tick = world.nextTick()
-            if record.kind == .forked || record.kind == .rolledBack {
+            if [.forked, .rolledBack, .received].contains(record.kind) {
                 again(name, next, record)
             } else if let client = clients.first(where: { $0.disk == name }) {
                 switch observer.read(record, client.model.touched) {
                 case .failure(let violation): world.violate(violation.description)
                 case .success(let seen):
                     if let root = record.root { contents[root.id] = seen }
+                    shown[record.place] = seen
                     client.committed(
                         seen, generation: record.generation, anyInstant: record.kind == .journalFull, at: tick)
                 }
@@ -235,12 +239,20 @@ final class Run: @unchecked Sendable {  // as its world
     /// A generation that equals another one, of the same disk or of the one that it was forked from.
     private func again(_ name: String, _ head: Head, _ record: GenerationRecord) {
         var seen: [UInt32: UInt32] = [:]
-        if let root = record.root {
+        if record.kind == .received {
+            // Of objects of its own.
+            guard let known = shown[record.origin!.place] else {
+                return world.violate("\(name) has received what no generation was")
+            }
+            seen = known
+            if let root = record.root { contents[root.id] = seen }
+        } else if let root = record.root {
             guard let known = contents[root.id] else {
                 return world.violate("\(name) begins as what no generation was")
             }
             seen = known
         }
+        shown[record.place] = seen
         switch observer.read(record, seen.keys.sorted()) {
         case .failure(let violation): world.violate(violation.description)
         case .success(let found): if found != seen { world.violate("\(name) is not as \(record.origin!.disk) was") }
@@ -526,4 +538,13 @@ final class Run: @unchecked Sendable {  // as its world
         }
         return true
     }
+}
+
+extension GenerationRecord {
+    /// Names the generation among all of a world.
+    fileprivate var place: String { "\(diskID)@\(generation)" }
+}
+
+extension GenerationRecord.Origin {
+    fileprivate var place: String { "\(diskID)@\(generation)" }
 }

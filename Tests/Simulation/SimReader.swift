@@ -15,18 +15,19 @@ final class SimReader: @unchecked Sendable {  // as its world
     init(_ world: World, _ server: SimServer, _ record: GenerationRecord, seen: [UInt32: UInt32]) {
         self.world = world
         self.record = record
-        self.seen = seen
+        let end = UInt32(record.sizeBytes / UInt64(Pattern.granuleBytes))
+        self.seen = seen.filter { $0.key < end }
         connection = SimConnection(world, server)
     }
 
-    /// Reads now and then for `durationNs`. `named` holds the generation as if a head named it.
-    func run(_ disk: String, _ named: Named, for durationNs: UInt64) async {
+    /// Reads now and then for `durationNs`, or until `isOver`. `named` holds the generation as if a head named it.
+    func run(_ disk: String, _ named: Named, for durationNs: UInt64, isOver: () -> Bool) async {
         let export = "\(disk)@\(record.generation)"
         guard await connection.attach(export) == nil else { return }
         let hold = "reader of \(export), \(world.nextTick())"
         if let missing = named.hold(hold, record) { world.violate(missing.description) }
         let end = world.nowNs + durationNs
-        while world.nowNs < end, !connection.isCut, world.violation == nil {
+        while world.nowNs < end, !isOver(), !connection.isCut, world.violation == nil {
             guard let granule = seen.keys.sorted().randomElement(using: &world.chance) else { break }
             let request = SimRequest(.read, offset: UInt64(granule) * 256, lengthBytes: Pattern.granuleBytes)
             if case .done = await connection.run(request) {

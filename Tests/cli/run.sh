@@ -64,7 +64,7 @@ until_logged() {
 
 # ---- help and usage
 
-commands=("" serve disk status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release")
+commands=("" serve disk gc check status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release")
 
 t_help_explains_every_command() {
   local command
@@ -187,13 +187,75 @@ t_flags_come_before_the_file_and_the_file_before_the_environment() {
 t_every_key_has_its_place_in_the_manual_page() {
   # The program names all known keys of a table when it meets one that is like none of them.
   local table keys= page
-  for table in "" serve limits commit new-disk; do
+  for table in "" serve limits commit collection new-disk; do
     { [ -z "$table" ] || echo "[$table]"; echo 'xyzzyxyzzyxyzzyxyzzy = 1'; } >"$dir/m.toml"
     m 1 disk list --config "$dir/m.toml"
     keys="$keys $(printf '%s' "${err##*known are }" | tr -d ,)"
   done
   page=$(sed -n '/^\.SS At the top/,/^\.SH EXAMPLES/p' "$root/Docs/man/margined.toml.5" | grep -A1 '^\.TP' | sed -n 's/^\.B //p' | sed 's/\\-/-/g' | sort)
   same "$(printf '%s\n' $keys | sort)" "$page"
+}
+
+t_gc_deletes_what_nothing_needs() {
+  local store=file://$dir/s before
+  m 0 disk create d --size 1G --store "$store"
+  head -c 3000000 /dev/urandom >"$dir/image"
+  m 0 disk import "$dir/image" i --store "$store"
+  mkdir -p "$dir/s/blocks"
+  printf x >"$dir/s/blocks/00000000000000000000000000000001"
+  printf x >"$dir/s/blocks/00000000000000000000000000000002"
+  touch -d '3 days ago' "$dir"/s/blocks/*1 "$dir"/s/manifests/*
+  before=$(ls -laR --time-style=full-iso "$dir/s")
+  m 0 gc --dry-run --json --store "$store"
+  same "$(json 'd["isDryRun"], d["disks"], d["blocks"]["scanned"], d["blocks"]["deleted"], d["blocks"]["young"]')" "(True, 2, 3, 1, 2)"
+  same "$(ls -laR --time-style=full-iso "$dir/s")" "$before"
+  m 0 gc --store "$store"
+  has "$out" "1 deleted (1 B)"
+  [ ! -e "$dir/s/blocks/00000000000000000000000000000001" ] || die "the garbage is there"
+  [ -e "$dir/s/blocks/00000000000000000000000000000002" ] || die "what is young is gone"
+  m 0 disk export i "$dir/back" --store "$store"
+  cmp -n 3000000 "$dir/image" "$dir/back" || die "the disk is another one"
+  # A grace period is the store's, and a shorter one takes its time.
+  m 0 gc --grace 10s --json --store "$store"
+  same "$(json 'd["graceMs"]')" 86400000
+  m 0 gc --grace 3d --json --store "$store"
+  same "$(json 'd["graceMs"]')" 259200000
+  for bad in "--grace 9s" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
+    m 64 gc $bad --store "$store"
+    one_line
+  done
+  m 1 gc --dry-run --store "file://$dir/none"
+  one_line
+  same "$(find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'margined-gc.*' -newer "$dir/image" 2>/dev/null)" ""
+}
+
+t_check_lists_what_is_wrong() {
+  local store=file://$dir/s block
+  head -c 3000000 /dev/urandom >"$dir/image"
+  m 0 disk import "$dir/image" i --store "$store"
+  m 0 check --data --store "$store"
+  has "$out" "nothing is wrong"
+  block=$(ls "$dir/s/blocks")
+  mkdir -p "$dir/scratch/blocks"
+  cp "$dir/s/blocks/$block" "$dir/scratch/blocks/$block"
+  printf '\0' | dd of="$dir/s/blocks/$block" bs=1 seek=100000 conv=notrunc status=none
+  printf '\1' | dd of="$dir/s/blocks/$block" bs=1 seek=100001 conv=notrunc status=none
+  m 0 check --store "$store"
+  m 1 check i --data --store "$store"
+  one_line
+  has "$out" "corrupt     blocks/$block at location 0"
+  has "$out" "needed by i@1 (head)"
+  rm "$dir/s/blocks/$block"
+  m 1 check --json --store "$store"
+  same "$(json 'd["counts"], d["problems"][0]["kind"], d["problems"][0]["generations"]')" "({'missing': 1}, 'missing', ['i@1 (head)'])"
+  m 64 check --scratch "$dir/scratch" --store "$store"
+  m 1 check --repair --scratch "$dir" --store "$store"
+  has "$err" "no block files"
+  m 0 check --repair --scratch "$dir/scratch" --json --store "$store"
+  same "$(json 'd["repaired"], d["problems"][0]["isRepaired"]')" "(1, True)"
+  m 0 check --data --store "$store"
+  m 1 check nobody --store "$store"
+  has "$err" "there is no disk 'nobody'"
 }
 
 t_manual_pages_are_well_formed() {

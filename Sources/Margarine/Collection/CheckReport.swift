@@ -79,7 +79,9 @@ public struct CheckReport: Sendable, Codable, Equatable {
     mutating func add(_ problem: CheckProblem) {
         counts[problem.kind.rawValue, default: 0] += 1
         if problem.isRepaired { repaired += 1 }
-        if problems.count < Self.maxListed { problems.append(problem) }
+        // Orphans leave room for what is wrong.
+        let most = problem.kind == .orphaned ? Self.maxListed / 2 : Self.maxListed
+        if problems.count < most { problems.append(problem) }
     }
 }
 

@@ -5,7 +5,7 @@ import ObjectStore
 import Runtime
 
 /// A block object, and everything that is said of it.
-private struct NamedObject: Sendable {
+private struct CheckedObject: Sendable {
     var id: ObjectID
     var location: UInt8
     var parts: [NamedPart]
@@ -71,7 +71,7 @@ extension CheckRun {
                     }
                 }
             }
-            var objects: [NamedObject] = []
+            var objects: [CheckedObject] = []
             for id in named.keys.sorted(by: { ($0.high, $0.low) < ($1.high, $1.low) }) {
                 for location in named[id]!.keys.sorted() {
                     report.blocks += 1
@@ -82,7 +82,7 @@ extension CheckRun {
                     {
                         continue
                     }
-                    objects.append(NamedObject(id: id, location: location, parts: parts))
+                    objects.append(CheckedObject(id: id, location: location, parts: parts))
                 }
             }
             try await look(at: objects)
@@ -90,7 +90,7 @@ extension CheckRun {
     }
 
     /// Reads objects whole, and repairs what is wrong with them if that is asked for.
-    private func look(at objects: [NamedObject]) async throws(CatalogError) {
+    private func look(at objects: [CheckedObject]) async throws(CatalogError) {
         let repair = repair
         for start in stride(from: 0, to: objects.count, by: 4 * options.dataRequests) {
             let some = Array(objects[start..<min(start + 4 * options.dataRequests, objects.count)])
@@ -160,7 +160,9 @@ extension CheckRun {
                         if let own = bad[place.ref.id] { reached.insert(own) }
                         for child in page?.children ?? [] { reached.formUnion(leads[child.id] ?? []) }
                         if let page, level == 0 {
-                            for id in page.namedObjects { if let number = bad[id] { reached.insert(number) } }
+                            for object in page.namedObjects {
+                                if let number = bad[object.id] { reached.insert(number) }
+                            }
                         }
                         if !reached.isEmpty { leads[place.ref.id] = reached }
                     }

@@ -27,8 +27,10 @@ public struct CollectionSummary: Sendable, Codable, Equatable {
     public struct Objects: Sendable, Codable, Equatable {
         public var scanned: UInt64 = 0
         public var scannedBytes: UInt64 = 0
-        /// Named by a generation.
+        /// In use: their ids are named by a generation.
         public var kept: UInt64 = 0
+        /// Of those, copies that nothing names at their location, of objects that are named and there at another.
+        public var copies: UInt64 = 0
         /// Younger than the grace period: not looked at more closely.
         public var young: UInt64 = 0
         /// Named by none, and old: deleted.

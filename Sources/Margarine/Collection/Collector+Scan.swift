@@ -2,7 +2,7 @@
 // scratch: of a thousand million objects never more than a part is in memory.
 //
 // An object is kept when its id is named, at whatever location: a copy of what is in use is not garbage, for somebody may be
-// about to name it.
+// about to name it. Who knows that nobody is may have such copies dropped.
 
 import BlockCache
 import ObjectStore
@@ -70,8 +70,10 @@ extension CollectionRound {
         let (blocks, pages) = (named[.block]!, named[.page]!)
         var done: UInt64 = 0
         try await trace.run { (place, page) async throws(CatalogError) in
-            pages.add([place.ref.id.high, place.ref.id.low])
-            for id in page.namedObjects { blocks.add([id.high, id.low]) }
+            pages.add([place.ref.id.high, place.ref.id.low, UInt64(place.ref.location)])
+            for object in page.namedObjects {
+                blocks.add([object.id.high, object.id.low, UInt64(object.location)])
+            }
             try await blocks.spill()
             try await pages.spill()
             done += 1
@@ -115,11 +117,14 @@ extension CollectionRound {
             for partition in 0..<found.partitions {
                 let words = try await found.words(of: partition)
                 if words.isEmpty { continue }
-                let isNamed = try await named[kind]!.marks(words, stride: found.width, in: partition)
-                for (index, start) in stride(from: 0, to: words.count, by: found.width).enumerated() {
+                let uses = try await named[kind]!.uses(of: words, in: partition)
+                for (use, start) in zip(uses, stride(from: 0, to: words.count, by: found.width)) {
                     done += 1
-                    if isNamed[index] {
-                        summarize(kind) { $0.kept += 1 }
+                    if use != .none, use != .copy || !options.dropsCopies {
+                        summarize(kind) {
+                            $0.kept += 1
+                            if use == .copy { $0.copies += 1 }
+                        }
                         continue
                     }
                     // The lowest bit that a length never has tells the kind.
@@ -189,19 +194,30 @@ private struct GarbagePlace: Hashable, Comparable {
     }
 }
 
+/// What a listed object is to those who name its id.
+private enum ObjectUse: UInt8 {
+    /// Nobody names it.
+    case none
+    /// Named at other locations.
+    case elsewhere
+    /// Named at other locations, and there at one of them.
+    case copy
+    case here
+}
+
 extension PartitionedFile {
-    /// Which of the records in `words` (each `stride` long, beginning with an id) have their id among this file's.
-    func marks(
-        _ words: ContiguousArray<UInt64>, stride: Int, in partition: Int
-    ) async throws(CatalogError) -> [Bool] {
-        let count = words.count / stride
-        func id(_ index: Int32) -> (UInt64, UInt64) {
-            (words[Int(index) * stride], words[Int(index) * stride + 1])
-        }
+    /// What the listed objects in `words` are to what this file says is named: both have an id and its location, the listed
+    /// ones in the first byte of the third word.
+    fileprivate func uses(
+        of words: ContiguousArray<UInt64>, in partition: Int
+    ) async throws(CatalogError) -> [ObjectUse] {
+        let count = words.count / 3
+        func id(_ index: Int32) -> (UInt64, UInt64) { (words[Int(index) * 3], words[Int(index) * 3 + 1]) }
+        // The same id, at several locations, stands together.
         let order = (0..<Int32(count)).sorted { id($0) < id($1) }
-        var marks = Array(repeating: false, count: count)
+        var uses = Array(repeating: ObjectUse.none, count: count)
         try await forEachRun(in: partition) { run in
-            for start in Swift.stride(from: 0, to: run.count, by: width) {
+            for start in stride(from: 0, to: run.count, by: width) {
                 let wanted = (run[start], run[start + 1])
                 var low = 0
                 var high = count
@@ -209,25 +225,44 @@ extension PartitionedFile {
                     let middle = (low + high) / 2
                     if id(order[middle]) < wanted { low = middle + 1 } else { high = middle }
                 }
-                // An id may be at several locations.
                 while low < count, id(order[low]) == wanted {
-                    marks[Int(order[low])] = true
+                    let index = Int(order[low])
+                    if words[index * 3 + 2] >> 56 == run[start + 2] {
+                        uses[index] = .here
+                    } else if uses[index] == .none {
+                        uses[index] = .elsewhere
+                    }
                     low += 1
                 }
             }
         }
-        return marks
+        var first = 0
+        while first < count {
+            var end = first + 1
+            while end < count, id(order[end]) == id(order[first]) { end += 1 }
+            let group = order[first..<end]
+            if group.contains(where: { uses[Int($0)] == .here }) {
+                for index in group where uses[Int(index)] == .elsewhere { uses[Int(index)] = .copy }
+            }
+            first = end
+        }
+        return uses
     }
 }
 
 extension ManifestPage {
-    /// The ids of the block objects that a leaf names, each about once.
-    var namedObjects: Set<ObjectID> {
-        var ids: Set<ObjectID> = []
+    struct NamedObject: Hashable {
+        var id: ObjectID
+        var location: UInt8
+    }
+
+    /// The block objects that a leaf names, each once.
+    var namedObjects: Set<NamedObject> {
+        var objects: Set<NamedObject> = []
         for entry in entries {
-            if let base = entry.base { ids.insert(base.id) }
-            for delta in entry.deltas { ids.insert(delta.id) }
+            if let base = entry.base { objects.insert(NamedObject(id: base.id, location: base.location)) }
+            for delta in entry.deltas { objects.insert(NamedObject(id: delta.id, location: delta.location)) }
         }
-        return ids
+        return objects
     }
 }

@@ -18,6 +18,9 @@ package struct CollectionOptions: Sendable {
     package var graceMs: Int64?
     /// Objects deleted in a second; 0: as many as the store takes.
     package var deletesPerSecond = 0
+    /// Deletes also copies that nothing names at their location, of what is named and there at another. Not safe while
+    /// something is being copied to that location: what finds such a copy there may name it.
+    package var dropsCopies = false
     /// Who collects, for others: the server's id (empty for a command) and the host's name.
     package var server = ""
     package var host = ""
@@ -117,7 +120,7 @@ final class CollectionRound: @unchecked Sendable {
         candidates = [
             .block: file("blocks.found", width: 3, bits: bits), .page: file("pages.found", width: 3, bits: bits),
         ]
-        named = [.block: file("blocks.named", width: 2, bits: bits), .page: file("pages.named", width: 2, bits: bits)]
+        named = [.block: file("blocks.named", width: 3, bits: bits), .page: file("pages.named", width: 3, bits: bits)]
         garbage = file("garbage", width: 3, bits: 1)
         trace = PageTrace(
             scratch, folder: folder, partitionBits: bits, locations: collector.store.locations,

@@ -236,16 +236,16 @@ struct CollectorRoleTests {
             "\"addresses\":[],\"bootID\":\"\",\"freshForMs\":1,\"host\":\"h\",\"id\":\"s\",\"pid\":1,\"pidNamespace\":\"\",\"startTicks\":1,\"timeMs\":7}"
         _ = try await bed.memory.put(
             ServerRecord.key("s"), CatalogObjectTests.sealed(body, kind: "server", format: "1"), if: .none)
-        #expect(try await bed.store.server("s")?.reading == [])
-        var server = try #require(try await bed.store.server("s"))
+        #expect(try await bed.store.heads.server("s")?.reading == [])
+        var server = try #require(try await bed.store.heads.server("s"))
         server.reading = ["a@1"]
-        try await bed.store.beat(server)
-        #expect(try await bed.store.server("s") == server)
+        try await bed.store.heads.beat(server)
+        #expect(try await bed.store.heads.server("s") == server)
         // The longest one is far from too long.
         let name = String(repeating: "n", count: 128)
         server.reading = (0..<UInt64(ServerRecord.maxReading)).map { "\(name)@\(UInt64.max - $0)" }
-        try await bed.store.beat(server)
-        #expect(try await bed.store.server("s") == server)
+        try await bed.store.heads.beat(server)
+        #expect(try await bed.store.heads.server("s") == server)
         #expect(bed.memory.contents[ServerRecord.key("s")]!.count < 200 << 10)
     }
 

@@ -135,7 +135,7 @@ struct CollectorTests {
         try await bed.collect()
         bed.environment.pass(ms: Self.grace + 1)
         func beat(_ id: String, _ reading: [String]) async throws {
-            try await bed.store.beat(
+            try await bed.store.heads.beat(
                 ServerRecord(
                     id: id, host: "h", bootID: "", pid: 1, pidNamespace: "", startTicks: 1, addresses: [],
                     timeMs: 5, reading: reading))
@@ -270,6 +270,18 @@ struct CollectorTests {
         bed.environment.pass(ms: Self.grace + 1)
         try await bed.collect()
         #expect(bed.keys("blocks/", at: 1) == [key])
+        // Where it is named it is not: then the copy is all there is.
+        let bytes = try #require(bed.memory.contents[key])
+        try await bed.memory.delete([key])
+        try await bed.collect { $0.dropsCopies = true }
+        #expect(bed.keys("blocks/", at: 1) == [key])
+        _ = try await bed.memory.put(key, bytes, if: .none)
+        bed.environment.pass(ms: Self.grace + 1)
+        #expect(try await bed.collect().blocks.copies == 1)
+        #expect(try await bed.collect { $0.dropsCopies = true }.blocks.deleted == 1)
+        #expect(bed.keys("blocks/", at: 1).isEmpty && bed.keys("blocks/") == [key])
+        _ = try await bed.memories[1].put(key, bytes, if: .none)
+        bed.environment.pass(ms: Self.grace + 1)
         try await bed.delete("a")
         for _ in 0..<2 {
             try await bed.collect()
