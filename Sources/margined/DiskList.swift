@@ -21,6 +21,7 @@ struct DiskList: AsyncParsableCommand {
         let listed = try await catalog.list()
         try DiskInfo.print(listed.disks, json: json, withLocations: catalog.store.locations.hasSeveral)
         guard let last = listed.failures.last else { return }
+        try Output.finish()
         for failure in listed.failures.dropLast() { Failure.say("not all disks are shown: \(failure)") }
         throw Failure("not all disks are shown: \(last)")
     }

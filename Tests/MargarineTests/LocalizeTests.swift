@@ -199,9 +199,10 @@ struct LocalizeTests {
         #expect(between.generation == 2)
         #expect(try await named("d", eu) == [0, 1])
         bounds.bytes = 1
+        bounds.batch = 1
         let summary = try await catalog.localize("d", to: 1, bounds: bounds)
         #expect(summary.copiedObjects + summary.presentObjects == 4)
-        #expect(summary.generations == 3)
+        #expect(summary.generations == 4)
         #expect(try await named("d", eu) == [1])
         // Back again: everything is there.
         let back = try await catalog.localize("d", to: 0)

@@ -96,7 +96,8 @@ def main():
     both = [("eu", STORE), ("us", far.url)]
     single = write_config(f"{WORK}/single.toml", both[:1], "eu")
     eu, us = write_config(f"{WORK}/eu.toml", both, "eu"), write_config(f"{WORK}/us.toml", both, "us")
-    margined("disk", "create", "first", "--size", "1G", config=single)
+    # While the store has no disks, what collection goes by can be set at once.
+    margined("gc", "--grace", "10s", config=single)
     refused = margined("disk", "list", config=eu, check=False)
     expect(refused.returncode == 1 and "'us'" in refused.stderr, f"a location that was never added was taken: {refused.stderr}")
     margined("location", "add", "us", far.url, config=eu)
@@ -122,23 +123,43 @@ def main():
     client.flush()
     client.disconnect()
     there.stop()
-    base = bytes(model)
+    base, of_base = bytes(model), far.blocks()
+    # Another one, nothing of which will be localized.
+    there.start()
+    margined("disk", "create", "base2", "--size", str(SIZE), "--safe-points", "flush", config=us)
+    client = there.attach("base2", timeout=60)
+    late = bytearray(content(rng, 3 * BLOCK))
+    for at in range(0, len(late), 4 * MIB):
+        client.write(at, bytes(late[at:at + 4 * MIB]))
+    client.flush()
+    client.disconnect()
+    there.stop()
     expect(len(far.blocks()) >= used // BLOCK, "the disk's blocks are not in the far location")
     before = far.blocks()
 
     # Forked near: at once, and nothing is copied.
+    margined("disk", "create", "first", "--size", "1G", config=eu)
     begin = time.monotonic()
     forked = json.loads(margined("disk", "fork", "base", "work", "--json", config=eu))
-    margined("disk", "fork", "base", "late", "--location", "eu", config=eu)
+    margined("disk", "fork", "base2", "late", "--location", "eu", config=eu)
+    margined("disk", "fork", "base2", "unread", config=eu)
     took = time.monotonic() - begin
     expect(forked["location"] == "eu" and forked["generation"] == 1, f"the fork: {forked}")
-    expect(took < 20, f"two forks across took {took:.1f} s")
+    expect(took < 20, f"three forks across took {took:.1f} s")
     here = Daemon("eu", config=eu, settings=["read-timeout=20s", "commit-interval=200ms"])
     here.start()
     begin = time.monotonic()
     client = here.attach("work?session=w", timeout=60)
     same(client, model, "the fork, read from afar")
     read = time.monotonic() - begin
+
+    # Another fork gets its first block near (with what an attachment looks at), and has all others far.
+    other = here.attach("late", timeout=60)
+    late[0:8 * MIB] = content(rng, 8 * MIB)
+    other.write(0, bytes(late[0:8 * MIB]))
+    other.flush()
+    until("a commit of the other fork", 30, lambda: json.loads(margined("disk", "show", "late", "--json", config=eu))["generation"] == 2)
+    other.disconnect()
 
     # Written near, under reads from afar; localized under its writer.
     writer = Writer(here.attach("work?session=w"), model, rng)
@@ -156,7 +177,7 @@ def main():
     same(client, model, "the fork, after its localization")
     again = json.loads(margined("disk", "localize", "work", "--json", config=eu))
     expect(again["copiedObjects"] == 0 and again["generations"] == 0, f"a second localization found more: {again}")
-    say(f"{used // MIB} MiB at {RTT * 1000:.0f} ms: two forks in {took:.1f} s, all read in {read:.1f} s, {summary['copiedObjects']} objects "
+    say(f"{used // MIB} MiB at {RTT * 1000:.0f} ms: three forks in {took:.1f} s, all read in {read:.1f} s, {summary['copiedObjects']} objects "
         f"({summary['copiedBytes'] // MIB} MiB) localized in {localized:.1f} s beside {writer.count} writes")
 
     # The far region is lost.
@@ -188,7 +209,8 @@ def main():
     # What is not localized says what it needs.
     reader = here.attach("late", timeout=30)
     begin = time.monotonic()
-    reader.send(READ, 4 * MIB, 4096)
+    expect(bytes(reader.read(MIB, 4096)) == late[MIB:MIB + 4096], "the near part of a disk reads otherwise")
+    reader.send(READ, BLOCK + 4 * MIB, 4096)
     _, _, error, _ = reader.replies()[0]
     took = time.monotonic() - begin
     expect(error == 5, f"a block that is only far was read with error {error}")
@@ -196,23 +218,28 @@ def main():
     text = open(here.log, errors="replace").read()
     line = next((l for l in text.splitlines() if "late" in l and "location 'us'" in l), None)
     expect(line, "the daemon's log does not say that 'late' needs location 'us'")
-    # In pages or blocks: neither is zeroes, and what is written over it counts.
-    reader.write(8 * MIB, b"\x44" * 4096)
-    expect(bytes(reader.read(8 * MIB, 4096)) == b"\x44" * 4096, "a page written over far data reads otherwise")
+    late[BLOCK + 8 * MIB:BLOCK + 8 * MIB + 4096] = b"\x44" * 4096
+    reader.write(BLOCK + 8 * MIB, b"\x44" * 4096)
+    expect(bytes(reader.read(BLOCK + 8 * MIB, 4096)) == b"\x44" * 4096, "a page written over far data reads otherwise")
+    begin = time.monotonic()
+    try:
+        here.attach("unread", timeout=20, patient=False)
+        raise Failed("a disk of which nothing can be read was attached")
+    except Refused as e:
+        expect("location 'us'" in e.text and time.monotonic() - begin < 12, f"attaching what is far, after {time.monotonic() - begin:.1f} s: {e.text}")
+        say(f"attach unread: {e.text[:160]}")
     for arguments in (["disk", "show", "base"], ["disk", "export", "late", "/dev/null"], ["gc"], ["disk", "list"]):
         r = margined(*arguments, config=eu, check=False)
         expect(r.returncode == 1 and "location 'us'" in r.stderr, f"{' '.join(arguments)}: status {r.returncode}: {r.stderr}")
         say(f"{' '.join(arguments)}: {r.stderr.strip().splitlines()[-1][:160]}")
     names = [d["name"] for d in json.loads(margined("disk", "list", "--json", config=eu, check=False).stdout)]
-    expect(names == ["first", "late", "work"], f"the disks that are listed without the far region: {names}")
+    expect(names == ["first", "late", "unread", "work"], f"the disks that are listed without the far region: {names}")
 
     # It comes back; nobody needs to be started anew.
     far.start()
-    late = bytearray(base)
-    late[8 * MIB:8 * MIB + 4096] = b"\x44" * 4096
 
     def readable():
-        reader.send(READ, 4 * MIB, 4096)
+        reader.send(READ, BLOCK + 4 * MIB, 4096)
         return reader.replies()[0][2] == 0
 
     until("the far region's return", 60, readable)
@@ -220,12 +247,23 @@ def main():
     reader.disconnect()
     client.disconnect()
     here.stop()
-    margined("gc", config=eu)
+    # What the deleted disk had is garbage once its records have left, a grace period after they were retired.
+    margined("disk", "delete", "base2", config=eu)
+    margined("disk", "delete", "late", "--force", config=eu)
+    margined("disk", "delete", "unread", "--force", config=eu)
+    stored = far.blocks()
+    end = time.monotonic() + 60
+    while len(far.blocks()) > len(of_base):
+        expect(time.monotonic() < end, "collections have not deleted what was only the deleted disks'")
+        margined("gc", config=us)
+        time.sleep(2)
+    expect(of_base == far.blocks(), "a collection has deleted blocks that are in use")
     shutil.rmtree(here.scratch)
     here.start()
     same(here.attach("work", timeout=30), model, "the fork, after a collection")
-    same(here.attach("late", timeout=30), late, "the other fork, after a collection")
-    say("back: the other fork is read again, and a collection of both locations loses nothing")
+    margined("disk", "fork", "base", "again", config=eu)
+    same(here.attach("again", timeout=60), base, "a new fork, after a collection")
+    say(f"back: the other fork was read again; collections deleted {len(stored) - len(far.blocks())} far blocks of deleted disks, and nothing in use")
     here.stop()
     far.stop()
 

@@ -27,6 +27,8 @@ package struct LocalizeBounds: Sendable {
     package var milliseconds: Int64 = 300_000
     /// Leaf pages of the manifest.
     package var leaves = 64
+    /// Objects after which the other bounds are looked at.
+    package var batch = 64
     /// Objects on their way at the same time; each takes up to 32 MiB while it is.
     package var parallel = 8
     package init() {}
@@ -50,6 +52,9 @@ extension Catalog {
             throw store.unconfigured(Locations.Missing(number: number, name: store.locations.name(number)))
         }
         var summary = LocalizeSummary()
+        // A step must have ended long before what it stored could be taken for garbage.
+        var bounds = bounds
+        bounds.milliseconds = min(bounds.milliseconds, max(1, try await store.grace() / 8))
         // Copies that this run knows of.
         var known: Set<ObjectID> = []
         var from = BlockIndex(0)
@@ -124,50 +129,41 @@ private struct Localizer {
     mutating func step(from: BlockIndex) async throws(CatalogError) {
         let began = store.environment.nowNs
         next = from
+        var leaf: UInt64?
         var leaves = 0
-        while true {
-            let leaf = next.value >> ManifestShape.slotBits
-            let objects = try await objects(ofLeaf: leaf)
-            try await copy(objects)
-            progress(doneBytes, totalBytes)
-            leaves += 1
-            let start = BlockIndex((leaf + 1) << ManifestShape.slotBits)
-            let manifest = manifest
-            let following = try await CatalogError.wrap { () async throws(StoreError) in
-                try await manifest.nextUsed(from: start)
-            }
-            guard let following else {
-                isAtEnd = true
-                next = BlockIndex(ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1))
-                return
-            }
-            next = following
-            let elapsedMs = Int64((store.environment.nowNs - began) / 1_000_000)
-            if leaves >= bounds.leaves || copiedBytes >= bounds.bytes || elapsedMs >= bounds.milliseconds { return }
-        }
-    }
-
-    /// The objects that a leaf's blocks from `next` on name elsewhere, each once.
-    private mutating func objects(ofLeaf leaf: UInt64) async throws(CatalogError) -> [BlockObject] {
-        var objects: [BlockObject] = []
+        var batch: [BlockObject] = []
         var seen: Set<ObjectID> = []
-        let manifest = manifest
-        var place = next
-        while true {
-            let from = place
-            let found = try await CatalogError.wrap { () async throws(StoreError) -> (BlockIndex, BlockEntry)? in
-                guard let block = try await manifest.nextUsed(from: from), block.value >> ManifestShape.slotBits == leaf
-                else { return nil }
-                return try await manifest.find(block).map { (block, $0) }
+        while let (block, entry) = try await used(from: next) {
+            if leaf != block.value >> ManifestShape.slotBits {
+                if leaves == bounds.leaves { return try await copy(batch) }
+                leaf = block.value >> ManifestShape.slotBits
+                leaves += 1
             }
-            guard let (block, entry) = found else { return objects }
-            place = BlockIndex(block.value + 1)
+            next = BlockIndex(block.value + 1)
             doneBytes += entry.storedBytes
             var named = entry.deltas.map { BlockObject.delta($0) }
             if let base = entry.base { named.append(.base(base)) }
             for object in named where object.location != target.number && !known.contains(object.id) {
-                if seen.insert(object.id).inserted { objects.append(object) }
+                if seen.insert(object.id).inserted { batch.append(object) }
             }
+            if batch.count < bounds.batch { continue }
+            try await copy(batch)
+            batch = []
+            seen = []
+            let elapsedMs = Int64((store.environment.nowNs - began) / 1_000_000)
+            if copiedBytes >= bounds.bytes || elapsedMs >= bounds.milliseconds { return }
+        }
+        try await copy(batch)
+        isAtEnd = true
+        next = BlockIndex(ManifestShape.blocksUnder(level: ManifestShape.maxDepth - 1))
+    }
+
+    /// The first block from `from` on that has an entry.
+    private func used(from: BlockIndex) async throws(CatalogError) -> (BlockIndex, BlockEntry)? {
+        let manifest = manifest
+        return try await CatalogError.wrap { () async throws(StoreError) -> (BlockIndex, BlockEntry)? in
+            guard let block = try await manifest.nextUsed(from: from) else { return nil }
+            return try await manifest.find(block).map { (block, $0) }
         }
     }
 
@@ -186,6 +182,7 @@ private struct Localizer {
             copiedBytes += bytes
             if bytes > 0 { copiedObjects += 1 } else { presentObjects += 1 }
         }
+        progress(doneBytes, totalBytes)
     }
 
     /// Makes the generation that names the copies of the blocks from `from` up to `next`.

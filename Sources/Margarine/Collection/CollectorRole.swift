@@ -46,7 +46,10 @@ final class CollectorRole: @unchecked Sendable {
                 id: environment.objectID().description, server: options.server, host: options.host, startedAtMs: nowMs,
                 phase: .history, done: 0, total: 0)
             state.nonce = environment.objectID()
-            if state.graceMs < formerMs { try await GraceCopies.write(state, store) }
+            if state.graceMs < formerMs {
+                try await store.requireAll()
+                try await GraceCopies.write(state, store)
+            }
             if case .won(let etag) = try await swap(store, state, expecting: found?.etag) {
                 // A longer one may be heard of late.
                 try? await GraceCopies.write(state, store)

@@ -96,15 +96,44 @@ extension Disk {
             hasSuperBlock = false
             return nil
         }
-        let page = UnsafeMutableRawPointer.allocate(byteCount: SuperBlock.lengthBytes, alignment: 16)
-        defer { page.deallocate() }
-        let run = Run(offset: SuperBlock.offset, count: SuperBlock.lengthBytes, target: page)
-        if let error = await fill([run], nil) { return error }
-        let found = SuperBlock(page)
-        hasSuperBlock = found != nil
-        needsSuperBlockLook = false
-        lastSuperGeneration = found?.generation ?? 0
-        return nil
+        switch await readSuperBlock() {
+        case .failed(let error): return error
+        case .found(let found):
+            hasSuperBlock = found != nil
+            needsSuperBlockLook = false
+            lastSuperGeneration = found?.generation ?? 0
+            return nil
+        }
+    }
+
+    private enum Looked: Sendable {
+        case found(SuperBlock?)
+        case failed(DeviceError)
+    }
+
+    /// What lies at 64 KiB; an error when the store does not give it in the time that a request has.
+    private func readSuperBlock() async -> Looked {
+        await withCheckedContinuation { continuation in
+            let request = DeviceRequest()
+            request.kind = .read
+            let ticket = ReadTicket(request)
+            ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
+                guard ticket.close() else { return }
+                context.problem(
+                    "disk \(name): what is on it could not be read in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
+                )
+                storeErrors += 1
+                continuation.resume(returning: .failed(.io))
+            }
+            context.spawn { [self] in
+                let page = UnsafeMutableRawPointer.allocate(byteCount: SuperBlock.lengthBytes, alignment: 16)
+                defer { page.deallocate() }
+                let run = Run(offset: SuperBlock.offset, count: SuperBlock.lengthBytes, target: page)
+                let error = await fill([run], ticket)
+                guard ticket.close() else { return }
+                continuation.resume(returning: error.map { .failed($0) } ?? .found(SuperBlock(page)))
+            }
+        }
     }
 
     // MARK: Flush

@@ -53,7 +53,8 @@ extension Disk {
         let ticket = Admission.Ticket(admitted)
         do throws(AttachError) {
             if needsSuperBlockLook, await lookForSuperBlock() != nil {
-                throw AttachError(.unavailable, "disk '\(self.name)' can't be read now; try again")
+                throw AttachError(
+                    .unavailable, "disk '\(self.name)' can't be read now\(context.locations.troubles); try again")
             }
             if head.session != admitted.name, admitted.name != nil { try await recordSession() }
         } catch {
