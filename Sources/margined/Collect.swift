@@ -58,6 +58,7 @@ struct Collect: AsyncParsableCommand {
     }
 
     func run() async throws {
+        shareHeaps()
         let store = try await source.catalog(readOnly: dryRun).store
         var options = CollectionOptions()
         options.isDryRun = dryRun
