@@ -64,7 +64,7 @@ until_logged() {
 
 # ---- help and usage
 
-commands=("" serve disk gc check status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release")
+commands=("" serve disk gc check status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release" "disk localize" location "location add" "location list")
 
 t_help_explains_every_command() {
   local command
@@ -87,6 +87,7 @@ t_bad_usage_exits_64_in_one_line() {
     "disk create a --size 1G --durability none" "disk create a --size 1G --safe-points ext4" "disk create a --size 1G --resume-window 5"
     "disk create a --size 1G --resume-window 8d" "disk set a" "disk show" "disk resize a" "disk export a" "disk import x"
     "disk import /nonexistent a/b" "disk export a@x /tmp/x" "disk export a@0 /tmp/x" "status stray"
+    "location add us" "location add a/b file:///x" "location add us nowhere" "disk localize" "disk list --near us"
     "serve --takeover never" "serve --log-level loud" "serve --set x" "serve --set comit-interval=1s" "serve --set uploads=0"
     "serve --listen nowhere" "serve --listen :1" "serve --listen 127.0.0.1:65536"
   )
@@ -527,6 +528,7 @@ PYTHON
 }
 
 . "$root/Tests/cli/history.sh"
+. "$root/Tests/cli/locations.sh"
 
 # ---- all of them
 

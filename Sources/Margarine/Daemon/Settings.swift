@@ -49,7 +49,10 @@ public struct LocationSetting: Sendable, Equatable, CustomStringConvertible {
     public init?(_ text: String) {
         guard let equals = text.firstIndex(of: "=") else { return nil }
         let (name, url) = (String(text[..<equals]), String(text[text.index(after: equals)...]))
-        guard LocationRegistry.isValidName(name), url.contains("://"), !url.contains(where: \.isNewline) else {
+        // Lists of them are also written with commas between.
+        guard LocationRegistry.isValidName(name), url.contains("://"),
+            !url.contains(where: { $0.isNewline || $0 == "," })
+        else {
             return nil
         }
         self.init(name: name, url: url)
