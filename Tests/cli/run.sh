@@ -64,7 +64,7 @@ until_logged() {
 
 # ---- help and usage
 
-commands=("" serve disk gc check status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release")
+commands=("" serve disk gc check status "disk create" "disk set" "disk list" "disk show" "disk resize" "disk delete" "disk export" "disk import" "disk release" "disk localize" location "location add" "location list")
 
 t_help_explains_every_command() {
   local command
@@ -87,6 +87,7 @@ t_bad_usage_exits_64_in_one_line() {
     "disk create a --size 1G --durability none" "disk create a --size 1G --safe-points ext4" "disk create a --size 1G --resume-window 5"
     "disk create a --size 1G --resume-window 8d" "disk set a" "disk show" "disk resize a" "disk export a" "disk import x"
     "disk import /nonexistent a/b" "disk export a@x /tmp/x" "disk export a@0 /tmp/x" "status stray"
+    "location add us" "location add a/b file:///x" "location add us nowhere" "disk localize" "disk list --near us"
     "serve --takeover never" "serve --log-level loud" "serve --set x" "serve --set comit-interval=1s" "serve --set uploads=0"
     "serve --listen nowhere" "serve --listen :1" "serve --listen 127.0.0.1:65536"
   )
@@ -216,11 +217,11 @@ t_gc_deletes_what_nothing_needs() {
   m 0 disk export i "$dir/back" --store "$store"
   cmp -n 3000000 "$dir/image" "$dir/back" || die "the disk is another one"
   # A grace period is the store's, and a shorter one takes its time.
-  m 0 gc --grace 10s --json --store "$store"
+  m 0 gc --grace 15m --json --store "$store"
   same "$(json 'd["graceMs"]')" 86400000
   m 0 gc --grace 3d --json --store "$store"
   same "$(json 'd["graceMs"]')" 259200000
-  for bad in "--grace 9s" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
+  for bad in "--grace 899s" "--grace 10s" "--grace 0 --allow-short-grace" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
     m 64 gc $bad --store "$store"
     one_line
   done
@@ -527,6 +528,7 @@ PYTHON
 }
 
 . "$root/Tests/cli/history.sh"
+. "$root/Tests/cli/locations.sh"
 
 # ---- all of them
 

@@ -23,6 +23,9 @@ struct SettingsTests {
         ("uploads", "256", "257"), ("uploads", "1", "0"), ("resume-window", "0", "8d"), ("loops", "0", "-1"),
         ("takeover", "force", "Force"), ("log-level", "trace", "verbose"), ("listen", "[::1]:0", "::1:0"),
         ("listen", "127.0.0.1:65535", "127.0.0.1:65536"), ("durability", "store", ""), ("read-timeout", "1s", "1"),
+        ("locations", "eu=s3://b?region=x,us=file:///b", "eu=s3://b,eu=s3://c"),
+        ("locations", "a=file:///b", "a,file:///b"),
+        ("near", "eu", ""),
     ])
     func bothSidesOfEachLimit(_ name: String, _ good: String, _ bad: String) throws {
         let key = try #require(SettingKey.named(name))
