@@ -245,7 +245,9 @@ final class Life: @unchecked Sendable {  // as its world
     func finish() {
         let deadline = world.nowNs + UInt64(graceMs) * 8_000_000
         while world.violation == nil, world.nowNs < deadline {
-            if run.named.garbage.isEmpty, world.nowNs + UInt64(graceMs) * 4_000_000 > deadline { return }
+            if world.steps % 256 == 0, run.named.garbage.isEmpty, world.nowNs + UInt64(graceMs) * 4_000_000 > deadline {
+                return
+            }
             guard world.step() else { break }
         }
         if world.violation == nil, let left = run.named.garbage.first {

@@ -111,7 +111,9 @@ import Glibc
         let child = fork()
         if child == 0 {
             // One that does not end is told of like one that fails.
-            alarm(300)
+            alarm(3000)
+            var limit = rlimit(rlim_cur: 300, rlim_max: 310)
+            setrlimit(__rlimit_resource_t(RLIMIT_CPU.rawValue), &limit)
             if fault != nil { for number in [SIGILL, SIGTRAP, SIGABRT, SIGSEGV] { signal(number, SIG_DFL) } }
             let bytes = [UInt8]((try? JSONEncoder().encode(simulate(seed))) ?? Data())
             var sent = 0
@@ -136,7 +138,7 @@ import Glibc
         waitpid(child, nil, 0)
         if let report = try? JSONDecoder().decode(RunReport.self, from: Data(bytes)) { return report }
         var report = RunReport(seed: seed)
-        report.violation = Violation(description: "the engine ended itself, or did not end in 300 s")
+        report.violation = Violation(description: "the engine ended itself, or did not end in 300 s of a processor")
         return report
     }
 
