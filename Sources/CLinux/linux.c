@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <malloc.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -144,6 +145,8 @@ void mg_random(void *data, size_t length) {
         length -= (size_t)n;
     }
 }
+
+void mg_limit_heaps(int count) { mallopt(M_ARENA_MAX, count); }
 
 int mg_lock_exclusively(int fd) {
     int result;

@@ -26,7 +26,7 @@ struct ReadAhead {
 
 extension DirectoryBucket {
     /// How many names of one folder are kept at once.
-    private static let window = 65_536
+    private static let window = 16_384
 
     func listPage(prefix: String, after: String?, folders: Bool, limit: Int) throws(StoreError) -> Listing {
         var page = ListingPage(prefix: prefix, after: after, folders: folders, limit: limit)

@@ -37,6 +37,10 @@ public final class SystemEnvironment: Environment {
     }
 }
 
+/// Lets all threads share two heaps, so that memory which one has freed is had by the others: for commands that promise to do
+/// with little, before they start threads.
+package func shareHeaps() { mg_limit_heaps(2) }
+
 extension Loop {
     /// Returns on this loop after at least `ns` nanoseconds, or when the task is cancelled. Loop only.
     func sleep(ns: UInt64) async {

@@ -36,6 +36,7 @@ struct Check: AsyncParsableCommand {
     }
 
     func run() async throws {
+        shareHeaps()
         let store = try await source.catalog(readOnly: !repair).store
         var options = CheckOptions()
         options.disk = name?.text

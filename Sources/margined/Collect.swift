@@ -26,9 +26,15 @@ struct Collect: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Make this the grace period of the store, 10s to 366d. A longer one holds at once, a shorter one once the old one has passed.",
+            "Make this the grace period of the store, 15m to 366d. A longer one holds at once, a shorter one once the old one has passed.",
             valueName: "duration"))
     var grace: String?
+
+    @Flag(
+        help:
+            "Take a --grace from 1s on. A commit that a store answers badly may then lose what it has stored: for stores that nobody writes, and for trying things out."
+    )
+    var allowShortGrace = false
 
     @Option(help: ArgumentHelp("Delete so many objects a second; 0, the default: no limit.", valueName: "number"))
     var rate: Int = 0
@@ -51,13 +57,16 @@ struct Collect: AsyncParsableCommand {
         guard let grace else { return nil }
         let ms: Int64
         do { ms = try DurationMs.parse(grace) } catch { throw ValidationError("--grace: \(error)") }
-        guard (Settings.shortestGraceMs...366 * 86_400_000).contains(ms) else {
-            throw ValidationError("--grace: '\(grace)' is out of bounds: it is a duration, 10s to 366d")
+        guard ((allowShortGrace ? 1000 : Settings.shortestGraceMs)...366 * 86_400_000).contains(ms) else {
+            throw ValidationError(
+                "--grace: '\(grace)' is out of bounds: it is a duration, 15m to 366d, or from 1s with --allow-short-grace"
+            )
         }
         return ms
     }
 
     func run() async throws {
+        shareHeaps()
         let store = try await source.catalog(readOnly: dryRun).store
         var options = CollectionOptions()
         options.isDryRun = dryRun

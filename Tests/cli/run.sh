@@ -217,11 +217,11 @@ t_gc_deletes_what_nothing_needs() {
   m 0 disk export i "$dir/back" --store "$store"
   cmp -n 3000000 "$dir/image" "$dir/back" || die "the disk is another one"
   # A grace period is the store's, and a shorter one takes its time.
-  m 0 gc --grace 10s --json --store "$store"
+  m 0 gc --grace 15m --json --store "$store"
   same "$(json 'd["graceMs"]')" 86400000
   m 0 gc --grace 3d --json --store "$store"
   same "$(json 'd["graceMs"]')" 259200000
-  for bad in "--grace 9s" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
+  for bad in "--grace 899s" "--grace 10s" "--grace 0 --allow-short-grace" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
     m 64 gc $bad --store "$store"
     one_line
   done

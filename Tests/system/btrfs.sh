@@ -26,8 +26,8 @@ generation() { field "$1" generation; }
 
 configure
 margined disk create big --size 2T || fail "disk create"
-margined disk create work --size 20G --safe-points auto --durability scratch || fail "disk create"
-margined disk create ext --size 4G --safe-points flush --durability scratch || fail "disk create"
+margined disk create work --size 20G --safe-points auto --durability scratch --history-density 16 || fail "disk create"
+margined disk create ext --size 4G --safe-points flush --durability scratch --history-density 16 || fail "disk create"
 start_daemon
 
 # 1

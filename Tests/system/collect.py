@@ -87,11 +87,12 @@ def measure(*arguments):
     p.returncode = os.waitstatus_to_exitcode(status)
     took, mib = time.monotonic() - begin, usage.ru_maxrss / 1024
     expect(p.returncode == 0, f"margined {' '.join(arguments)} ended with {p.returncode}")
-    say(f"margined {' '.join(arguments)}: {took:.1f} s, at most {mib:.0f} MiB")
+    with open(f"{WORK}/out") as f:
+        answer = json.load(f)
+    say(f"margined {' '.join(arguments)}: {took:.1f} s, at most {mib:.0f} MiB", json.dumps(answer.get("phaseMs", {}), sort_keys=True))
     expect(took < LIMIT_S, f"it took more than {LIMIT_S} s")
     expect(mib < LIMIT_MIB, f"it took more than {LIMIT_MIB} MiB")
-    with open(f"{WORK}/out") as f:
-        return json.load(f)
+    return answer
 
 
 def main():
@@ -130,7 +131,6 @@ def main():
         expect(dry["blocks"]["deleted"] == garbage and len(os.listdir(f"{ROOT}/blocks")) == len(blocks), "the dry run's count, or what is left after it")
         expect(not os.path.exists(f"{ROOT}/collection"), "a dry run has written something")
     summary = measure("gc")
-    say("phases, ms:", json.dumps(summary["phaseMs"], sort_keys=True))
     left = set(os.listdir(f"{ROOT}/blocks"))
     expect(not expected - left, f"{len(expected - left)} blocks are gone that are in use or young")
     expect(not left - expected, f"{len(left - expected)} blocks are left that are garbage")

@@ -149,7 +149,8 @@ field() { "$MARGINED" disk show "$1" --json | $PYTHON -c 'import json, sys; prin
 
 # attach URI: sets LOOP and FUSE_PID.
 attach() {
-  local at=$WORK/fuse$RANDOM n
+  FUSE_COUNT=$((${FUSE_COUNT:-0} + 1))
+  local at=$WORK/fuse$FUSE_COUNT n
   mkdir "$at"
   setsid nbdfuse ${NBDFUSE_ARGS:-} -P "$at.pid" "$at/nbd" "$1" >>"$WORK/nbdfuse.log" 2>&1 &
   FUSE_PID=$!

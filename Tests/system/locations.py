@@ -97,7 +97,7 @@ def main():
     single = write_config(f"{WORK}/single.toml", both[:1], "eu")
     eu, us = write_config(f"{WORK}/eu.toml", both, "eu"), write_config(f"{WORK}/us.toml", both, "us")
     # While the store has no disks, what collection goes by can be set at once.
-    margined("gc", "--grace", "10s", config=single)
+    margined("gc", "--grace", "10s", "--allow-short-grace", config=single)
     refused = margined("disk", "list", config=eu, check=False)
     expect(refused.returncode == 1 and "'us'" in refused.stderr, f"a location that was never added was taken: {refused.stderr}")
     margined("location", "add", "us", far.url, config=eu)

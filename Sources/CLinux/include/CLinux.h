@@ -61,6 +61,8 @@ uint64_t mg_monotonic_ns(void);
 int64_t mg_realtime_ms(void);
 /// Fills all of `data` from the kernel's random source; crashes if there is none.
 void mg_random(void *data, size_t length);
+/// Lets all threads share so many heaps: memory that one has freed is then had by the others. Before threads are started.
+void mg_limit_heaps(int count);
 /// flock(LOCK_EX | LOCK_NB).
 int mg_lock_exclusively(int fd);
 

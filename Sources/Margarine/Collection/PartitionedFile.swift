@@ -9,7 +9,7 @@ import Runtime
 
 /// Records of a fixed number of 64-bit words. The first word decides the partition. Used by one task at a time.
 final class PartitionedFile: @unchecked Sendable {
-    static let chunkBytes = 8 << 10
+    static let chunkBytes = 4 << 10
 
     let width: Int
     private let shift: UInt64
@@ -47,6 +47,8 @@ final class PartitionedFile: @unchecked Sendable {
     func add(_ words: [UInt64]) {
         precondition(words.count == width)
         let partition = Int(words[0] >> shift)
+        // All at once: growing bit by bit leaves holes in the heap.
+        if buffers[partition].isEmpty { buffers[partition].reserveCapacity(chunkWords) }
         buffers[partition].append(contentsOf: words)
         count += 1
         if buffers[partition].count == chunkWords {

@@ -112,8 +112,9 @@ public struct Settings: Sendable, Equatable {
     public var collectionIntervalMs: Int64 = 0
     /// Makes this the store's grace period when it collects; 0: leaves that as it is. Milliseconds.
     public var collectionGraceMs: Int64 = 0
-    /// Shortest grace period that may be asked for. Milliseconds.
-    public static let shortestGraceMs: Int64 = 10_000
+    /// Shortest grace period that may be asked for. A commit has half of it, and then the swap of its head still may take
+    /// five tries of a minute each, on a store that answers badly. Milliseconds.
+    public static let shortestGraceMs: Int64 = 900_000
     /// Objects that it deletes in a second; 0: as many as the store takes.
     public var collectionRate = 1000
 

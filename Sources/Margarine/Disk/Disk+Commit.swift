@@ -39,12 +39,13 @@ extension Disk {
 
     private func commitAll() async {
         var backoffMs: UInt64 = 200
+        var hasFailed = false
         while lost == nil {
             if committing == nil {
                 committing = waiting
                 waiting = nil
-            } else if let next = waiting {
-                // The last try failed, and a newer safe point supersedes what it tried.
+            } else if hasFailed, let next = waiting {
+                // A newer safe point supersedes what the last try tried.
                 let kind = next.kind
                 committing!.merge(next)
                 committing!.kind = kind
@@ -58,6 +59,7 @@ extension Disk {
                     try await swapHead(.none)
                 }
                 backoffMs = 200
+                hasFailed = false
                 lastCommitError = nil
             } catch let conflict as CatalogError where conflict.kind == .conflict {
                 // There is another generation of the same bytes: on that, then.
@@ -69,6 +71,7 @@ extension Disk {
                         "disk \(name): commit failed: \(error); it is tried again until it succeeds, and nothing is lost meanwhile"
                     )
                 }
+                hasFailed = true
                 lastCommitError = "\(error)"
                 storeErrors += 1
                 await context.environment.sleep(ns: backoffMs * 1_000_000)

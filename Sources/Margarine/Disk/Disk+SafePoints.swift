@@ -41,7 +41,21 @@ extension Disk {
         waiting!.kind = kind
         if !isTorn { active = Layer(pages: pages) }
         active.lastSequence = sequence
+        if kind == .btrfsFull { commitFullTransaction() }
         scheduleCommit()
+    }
+
+    /// Once in a commit interval a full commit of btrfs becomes a generation at once, before the log commits that follow it
+    /// take its place: those can't be mounted on a device that is read-only, and a file system with many fsyncs would have
+    /// no generation for read-only forks.
+    private func commitFullTransaction() {
+        guard !isCommitting, committing == nil, lost == nil,
+            nowNs >= lastFullNs + UInt64(context.settings.commitIntervalMs) * 1_000_000
+        else { return }
+        lastFullNs = nowNs
+        committing = waiting
+        waiting = nil
+        startCommit()
     }
 
     /// For `Fault.superBlockOvertakes`: a layer with a copy of the active one's super block and nothing else.

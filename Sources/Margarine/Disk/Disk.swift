@@ -39,6 +39,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var lastSuperGeneration: UInt64 = 0
     var flushedSinceSuper = true
     var lastSafePointNs: UInt64?
+    /// When a full commit of btrfs last began to become a generation.
+    var lastFullNs: UInt64 = 0
     /// What stands at 64 KiB is not known: looked at before the next session.
     var needsSuperBlockLook = true
 
