@@ -16,8 +16,8 @@ t_locations_are_added_and_listed() {
   m 0 location list --config "$dir/eu.toml"
   has "$out" "answers"
   # What does not belong together is told apart.
-  m 1 location add us "file://$dir/us" --config "$dir/one.toml" --replace
-  one_line
+  # What is done may be done again.
+  m 0 location add us "file://$dir/us" --config "$dir/one.toml"
   m 1 location add ap "file://$dir/us" --config "$dir/eu.toml"
   has "$err" "is location 'us' of this store, not 'ap'"
   m 1 location add us "file://$dir/other" --config "$dir/one.toml"
