@@ -117,6 +117,6 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
-            path: "Tests/Simulation", exclude: ["corpus.txt"], swiftSettings: strict),
+            path: "Tests/Simulation", exclude: ["corpus.txt", "elsewhere.sh"], swiftSettings: strict),
     ] + (isFuzzing ? fuzzer : tests)
 )

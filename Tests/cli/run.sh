@@ -393,7 +393,7 @@ t_serve_prints_ready_and_answers_status_and_drains_on_sigterm() {
   has "$out" "pid $pid"
   m 0 status --scratch "$dir/scratch" --json
   same "$(json 'd["daemon"]["pid"], d["sessions"], d["disks"], sorted(d)')" \
-    "($pid, [], [], ['daemon', 'disks', 'memoryCache', 'scratchCache', 'sessions', 'store'])"
+    "($pid, [], [], ['collection', 'daemon', 'disks', 'memoryCache', 'scratchCache', 'sessions', 'store'])"
   m 0 status --control "$dir/scratch/control.sock"
   same "$(stat -c %a "$dir/scratch/control.sock")" 600
   stop TERM 0
