@@ -82,8 +82,8 @@ def margined(*arguments, store=None, config=None, check=True, timeout=120):
     return r.stdout if check else r
 
 
-def create(name, size, safe_points="flush", durability="scratch", resume_window="60s"):
-    margined("disk", "create", name, "--size", str(size), "--safe-points", safe_points, "--durability", durability, "--resume-window", resume_window)
+def create(name, size, safe_points="flush", durability="scratch", resume_window="60s", density=2):
+    margined("disk", "create", name, "--size", str(size), "--safe-points", safe_points, "--durability", durability, "--resume-window", resume_window, "--history-density", str(density))
 
 
 def show(name):

@@ -50,7 +50,7 @@ class Watcher(threading.Thread):
 
 
 def main():
-    create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="60s")
+    create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="60s", density=16)  # every generation is looked at
     a, b = Daemon("a", commit="50ms"), Daemon("b", commit="50ms")
     a.start()
     b.start()
