@@ -48,9 +48,16 @@ final class Named: @unchecked Sendable {  // as its world
         return missing
     }
 
-    /// Somebody reads a generation: until `release` it counts as named.
-    func hold(_ who: String, _ record: GenerationRecord) -> Violation? { put(0, who, record) }
-    func release(_ who: String) { drop(roots.removeValue(forKey: "0/\(who)")) }
+    /// Somebody reads a generation: until `release` it counts as named, as long as `isHeld`.
+    func hold(_ who: String, _ record: GenerationRecord, isHeld: @escaping () -> Bool) -> Violation? {
+        holds[who] = isHeld
+        return put(0, who, record)
+    }
+    func release(_ who: String) {
+        holds[who] = nil
+        drop(roots.removeValue(forKey: "0/\(who)"))
+    }
+    private var holds: [String: () -> Bool] = [:]
 
     private func drop(_ root: PageRef?) {
         guard let root else { return }
@@ -65,7 +72,9 @@ final class Named: @unchecked Sendable {  // as its world
         let place = "\(location)/\(key)"
         if Named.isObject(key) {
             present.remove(place)
-            guard counts[place] != nil else { return nil }
+            if counts[place] == nil { return nil }
+            for who in holds.filter({ !$0.value() }).keys.sorted() { release(who) }
+            if counts[place] == nil { return nil }
             let who = roots.filter { under[$0.value.id]!.contains(place) }.map(\.key).sorted()
             return Violation(description: "\(place) was deleted, and \(who.joined(separator: ", ")) name it")
         }

@@ -84,6 +84,7 @@ final class Run: @unchecked Sendable {  // as its world
         store.onPut = { [unowned self] sender, location, key, bytes in stored(sender, location, key, bytes) }
         store.onDelete = { [unowned self] sender, location, key in
             if life == nil { world.violate("\(sender) deleted \(key)") }
+            world.note("\(sender) deletes \(key)")
             if let violation = named.deleted(location, key) { world.violate("\(sender): \(violation)") }
         }
         // Collection takes time: such a world is slow, and its clients take their time.

@@ -25,7 +25,9 @@ final class SimReader: @unchecked Sendable {  // as its world
         let export = "\(disk)@\(record.generation)"
         guard await connection.attach(export) == nil else { return }
         let hold = "reader of \(export), \(world.nextTick())"
-        if let missing = named.hold(hold, record) { world.violate(missing.description) }
+        if let missing = named.hold(hold, record, isHeld: { [self] in !connection.isCut }) {
+            world.violate(missing.description)
+        }
         let end = world.nowNs + durationNs
         while world.nowNs < end, !isOver(), !connection.isCut, world.violation == nil {
             guard let granule = seen.keys.sorted().randomElement(using: &world.chance) else { break }

@@ -200,11 +200,12 @@ private struct Localizer {
         if new.pagesWritten == 0 { return false }
         try await found.heads.archive(head)
         var after = head
-        after.advance(
-            to: GenerationRecord(
-                diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .localized,
-                committedAtMs: store.environment.wallMs, journalSequence: record.journalSequence,
-                newBytes: copiedBytes + new.bytesWritten, manifest: new))
+        var moved = GenerationRecord(
+            diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: .localized,
+            committedAtMs: store.environment.wallMs, journalSequence: record.journalSequence,
+            newBytes: copiedBytes + new.bytesWritten, manifest: new)
+        moved.origin = GenerationRecord.Origin(disk: head.name, diskID: head.diskID, generation: record.generation)
+        after.advance(to: moved)
         try await limit.check(asking: true, what: "a step of the copying of '\(head.name)'")
         guard case .won = try await found.heads.swap(after, expecting: found.etag) else { return nil }
         return true
