@@ -75,8 +75,13 @@ extension Disk {
         }
         if next.commitWanted != nil, wantedSequence <= next.journalSequence { next.commitWanted = nil }
         if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
-        next.session = next.owner == nil ? nil : session?.name ?? ended?.name
-        for name in lostSessions where !next.lostSessions.contains(name) { next.lose(session: name) }
+        // A disk that is given back is never replayed: then the head alone knows.
+        let isGivenBack = next.owner == nil
+        let unjournaled = next.session.map { unjournaledLosses.contains($0) } ?? false
+        next.session = isGivenBack ? nil : session?.name ?? ended?.name ?? (unjournaled ? next.session : nil)
+        for name in lostSessions where !next.lostSessions.contains(name) {
+            if isGivenBack || !unjournaledLosses.contains(name) { next.lose(session: name) }
+        }
         return next
     }
 

@@ -18,6 +18,15 @@ extension Disk {
     func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission {
         // A named session finds what it was told, or is refused.
         if session == nil || name == nil { try await confirmOwnership() }
+        while !unjournaledLosses.isEmpty, journal.failure == nil, lost == nil {
+            await context.environment.sleep(ns: 1_000_000)
+        }
+        if !unjournaledLosses.isEmpty, lost == nil {
+            throw AttachError(
+                .unavailable,
+                "disk '\(self.name)' went back to its last safe point, and its journal can't be written to say so; mend the scratch disk and start margined anew"
+            )
+        }
         if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
         if isDraining { throw AttachError(.shutdown, "the server is shutting down") }
         if let name, lostSessions.contains(name) {
@@ -187,14 +196,20 @@ extension Disk {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
-            let sum = session?.name.map { JournalFormat.sessionSum($0) } ?? 0
-            forget(session?.name)
+            let gone = session?.name
+            let sum = gone.map { JournalFormat.sessionSum($0) } ?? 0
+            forget(gone)
             session = nil
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
-            whenAppended { _ in }
+            if let gone { unjournaledLosses.insert(gone) }
+            whenAppended { [self] error in
+                guard error == nil, let gone, unjournaledLosses.remove(gone) != nil else { return }
+                headIsStale = true
+                startCommit()
+            }
         }
         endSession(isOver: false)
         flushedSinceSuper = true

@@ -49,6 +49,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var clients: [any DeviceClient] = []
     var windowTimer: LoopTimer?
     var lostSessions: [String] = []
+    /// Those among them whose roll-back is not in the journal yet. The head must not know of it before: a restart would find
+    /// the session lost and its writes still there.
+    var unjournaledLosses: Set<String> = []
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
 
     // Committing (Disk+Commit).
