@@ -419,8 +419,9 @@ def a_busy_connection_goes_on_when_another_begins(t):
             busy.send(header(WRITE, number % 64 * len(block), len(block), FUA, number) + block)
             number += 1
         busy.pending[number] = (READ, 1)
-        busy.send(header(READ, 0, 1, 0, number))
+        # Before it is sent: its reply may come, and be the last one, at once.
         stop.append(number)
+        busy.send(header(READ, 0, 1, 0, number))
 
     def receive():
         try:
