@@ -14,6 +14,8 @@ final class Life: @unchecked Sendable {  // as its world
     private var collectors: [SimCollector?] = [nil, nil]
     private var isCalm = false
     private var isHostile = false
+    /// One collector takes longer for a round than the grace period.
+    private let isCrawling: Bool
     private var forks: [String] = []
     private var wanted: Set<String> = []
     private var forkCount = 0
@@ -32,6 +34,7 @@ final class Life: @unchecked Sendable {  // as its world
         self.run = run
         world = run.world
         self.fault = fault
+        isCrawling = run.world.chance.one(in: 4) || fault == .collectionScansFirst
         var state = CollectionState()
         state.setGrace(graceMs, nowMs: 0, isUnused: true)
         let bytes = state.encoded()
@@ -65,7 +68,10 @@ final class Life: @unchecked Sendable {  // as its world
         var shape = SimCollector.Shape()
         if isCalm { shape.pauseNs = 5_000_000_000 }
         shape.fault = fault
-        shape.isHostile = isHostile && !isCalm
+        if isCrawling {
+            shape.deadAfterMs = 60_000
+            shape.isCrawling = number == 0 && !isCalm
+        }
         collectors[number] = SimCollector(world, run.store, id: "gc\(number).\(completed)", shape: shape)
     }
 
@@ -80,6 +86,8 @@ final class Life: @unchecked Sendable {  // as its world
     private func trouble() {
         guard isHostile, let number = [0, 1].randomElement(using: &world.chance), let collector = collectors[number]
         else { return }
+        // One that is slow is left to come to its end, mostly.
+        if isCrawling, number == 0, !world.chance.one(in: 8) { return }
         switch world.chance.below(4) {
         case 0:
             run.count("kill of a collector")

@@ -14,6 +14,8 @@ struct StoreFaults {
     var corrupt = 0
     var truncate = 0
     var slow = 0
+    /// How long a slow call takes at most, each way.
+    var slowNs: UInt64 = 3_000_000_000
     /// Nothing gets through.
     var isDown = false
 }
@@ -67,7 +69,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
     private var latencyNs: UInt64 {
-        world.chance.ns(200_000...(roll(faults.slow) ? 3_000_000_000 : 8_000_000))
+        world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : 8_000_000))
     }
 
     /// Sends `call` to the store; its effect and its answer come later, whether or not the caller still lives.
