@@ -3,7 +3,7 @@
 //
 // Always holds: a change that takes the disk from an owner raises the epoch, so the owner's next swap fails and it
 // stops; a change that does not (options, a larger size) leaves epoch, owner and generation alone, and the owner takes
-// it over at its next swap (`HeadStore.update`).
+// it over at its next swap (`Disk.swapHead`) or look at the head.
 
 internal import ObjectStore
 internal import Runtime
