@@ -82,6 +82,27 @@ def margined(*arguments, store=None, config=None, check=True, timeout=120):
     return r.stdout if check else r
 
 
+# A process begins with the peak of the one that it was forked from, and a bed may be large: a small one goes between.
+LAUNCHER = """
+import os, sys, time
+begin = time.monotonic()
+pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as f: f.write(f"{time.monotonic() - begin} {usage.ru_maxrss / 1024}")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def measured(*arguments):
+    """Runs a command of margined: seconds, MiB of memory at its most, standard output."""
+    figures = f"{WORK}/figures"
+    r = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, figures, MARGINED, *arguments, "--store", STORE], stdout=subprocess.PIPE)
+    expect(r.returncode == 0, f"margined {' '.join(arguments)} ended with {r.returncode}")
+    with open(figures) as f:
+        seconds, mib = map(float, f.read().split())
+    return seconds, mib, r.stdout
+
+
 def create(name, size, safe_points="flush", durability="scratch", resume_window="60s", density=2):
     margined("disk", "create", name, "--size", str(size), "--safe-points", safe_points, "--durability", durability, "--resume-window", resume_window, "--history-density", str(density))
 

@@ -80,15 +80,8 @@ def record(disk, generation, root):
 
 def measure(*arguments):
     """Runs margined; its standard output as JSON, seconds, and MiB of memory at its most."""
-    begin = time.monotonic()
-    with open(f"{WORK}/out", "wb") as out:
-        p = subprocess.Popen([MARGINED, *arguments, "--json", "--store", STORE], stdout=out)
-        _, status, usage = os.wait4(p.pid, 0)
-    p.returncode = os.waitstatus_to_exitcode(status)
-    took, mib = time.monotonic() - begin, usage.ru_maxrss / 1024
-    expect(p.returncode == 0, f"margined {' '.join(arguments)} ended with {p.returncode}")
-    with open(f"{WORK}/out") as f:
-        answer = json.load(f)
+    took, mib, out = measured(*arguments, "--json")
+    answer = json.loads(out)
     say(f"margined {' '.join(arguments)}: {took:.1f} s, at most {mib:.0f} MiB", json.dumps(answer.get("phaseMs", {}), sort_keys=True))
     expect(took < LIMIT_S, f"it took more than {LIMIT_S} s")
     expect(mib < LIMIT_MIB, f"it took more than {LIMIT_MIB} MiB")

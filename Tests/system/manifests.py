@@ -84,17 +84,6 @@ def fill(disk, size, blocks):
     return depth
 
 
-def measured(*arguments):
-    """A command: milliseconds, peak MiB, output."""
-    begin = time.monotonic()
-    p = subprocess.Popen([MARGINED, *arguments, "--store", STORE], stdout=subprocess.PIPE)
-    out = p.stdout.read()
-    _, status, usage = os.wait4(p.pid, 0)
-    p.returncode = os.waitstatus_to_exitcode(status)
-    expect(p.returncode == 0, f"margined {' '.join(arguments)}: status {p.returncode}")
-    return (time.monotonic() - begin) * 1000, usage.ru_maxrss / 1024, out
-
-
 def calls(daemon):
     store = daemon.status()["store"]
     return store["requests"], store["readBytes"] + store["writtenBytes"]
@@ -143,7 +132,8 @@ def main():
             f"commit of one page {commit[0]} requests, {commit[1]:.0f} KiB, {commit[2]:.0f} ms, the daemon's peak {peak:.0f} MiB")
         commands = []
         for name, arguments in (("diff", ["diff", f"{disk}@1", disk, "--json"]), ("fork", ["fork", disk, disk + "-fork"]), ("send --from", ["send", disk, "--from", "1"])):
-            ms, mib, out = min(measured("disk", *arguments) for _ in range(1 if name == "fork" else 3))
+            seconds, mib, out = min(measured("disk", *arguments) for _ in range(1 if name == "fork" else 3))
+            ms = seconds * 1000
             commands.append((ms, mib))
             say(f"{disk}: {name}: {ms:.0f} ms, peak {mib:.0f} MiB")
             if name == "diff":
@@ -155,8 +145,8 @@ def main():
         table.append((depth, attach, commit, peak, commands))
     # All of it changed: a million blocks pass by.
     create("empty", 16 << 40)
-    ms, mib, out = measured("disk", "diff", "empty", "large", "--json")
-    say(f"empty to large: diff: {ms:.0f} ms, peak {mib:.0f} MiB")
+    seconds, mib, out = measured("disk", "diff", "empty", "large", "--json")
+    say(f"empty to large: diff: {seconds * 1000:.0f} ms, peak {mib:.0f} MiB")
     expect(json.loads(out)["dataBytes"] > 998_000 * BLOCK, "the difference of an empty disk and a full one")
     (d0, a0, c0, p0, m0), (d1, a1, c1, p1, m1) = table
     expect(mib < m0[0][1] + 32, f"comparing a million blocks takes {mib:.0f} MiB")
