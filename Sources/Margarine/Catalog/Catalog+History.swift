@@ -23,17 +23,7 @@ extension Catalog {
 
     /// Numbers of the recorded generations that the disk keeps, ascending, with the current one.
     func keptNumbers(_ found: Store.Found) async throws(CatalogError) -> [UInt64] {
-        var numbers: [UInt64] = []
-        var after: String?
-        let folder = GenerationRecord.folder(disk: found.head.name)
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await found.heads.bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
-            }
-            numbers += page.items.compactMap { UInt64($0.key.dropFirst(folder.utf8.count)) }.filter(found.head.keeps)
-            after = page.next
-        } while after != nil
+        var numbers = try await found.heads.recordedGenerations(found.head.name).filter(found.head.keeps)
         if let record = found.head.record, numbers.last != record.generation { numbers.append(record.generation) }
         return numbers
     }

@@ -12,17 +12,6 @@ package enum HeadSwap: Sendable {
     case lost(Head?, ETag?)
 }
 
-/// How an owner's change of its head ended.
-package enum HeadUpdate: Sendable {
-    /// Stored, with what others changed meanwhile (options, size).
-    case done(Head, ETag)
-    /// The head is still ours and has another generation: an earlier swap of ours, whose answer was lost, took effect.
-    /// Nothing was changed.
-    case stale(Head, ETag)
-    /// The disk is another's, or nobody's, or deleted: stop serving it.
-    case lost(Head?)
-}
-
 package struct HeadStore: Sendable {
     package let bucket: any Bucket
     package let environment: any Environment
@@ -38,16 +27,33 @@ package struct HeadStore: Sendable {
     /// Names that have, or had, a disk here, ascending.
     package func names() async throws(CatalogError) -> [String] {
         var names: [String] = []
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await bucket.list(prefix: "disks/", after: place, folders: true, limit: 1000)
-            }
-            names += page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid)
-            after = page.next
-        } while after != nil
+        try await forEachName { names += $0 }
         return names
+    }
+
+    /// Calls `body` with the same, some at a time.
+    package func forEachName(
+        _ body: ([String]) async throws(CatalogError) -> Void
+    ) async throws(CatalogError) {
+        try await bucket.forEachPage(prefix: "disks/", folders: true) { (page) async throws(CatalogError) in
+            try await body(
+                page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid))
+        }
+    }
+
+    /// The numbers of the generations that have a record, of whatever disk that had the name, ascending.
+    package func recordedGenerations(_ name: String) async throws(CatalogError) -> [UInt64] {
+        var numbers: [UInt64] = []
+        let folder = GenerationRecord.folder(disk: name)
+        try await bucket.forEachPage(prefix: folder) { (page) async throws(CatalogError) in
+            for item in page.items {
+                guard let number = UInt64(item.key.dropFirst(folder.utf8.count)),
+                    item.key == GenerationRecord.key(disk: name, generation: number)
+                else { throw CatalogError(.corrupt, "\(bucket.name): '\(item.key)' is no record of a generation") }
+                numbers.append(number)
+            }
+        }
+        return numbers
     }
 
     /// The head of a disk, also when it is a tombstone; nil when the name has never been used.
@@ -66,7 +72,7 @@ package struct HeadStore: Sendable {
     /// Replaces the head that has the tag `expecting` (nil: there is none) by `head`, with a fresh nonce. Unclear answers
     /// are settled by reading back.
     ///
-    /// Before a head with a new generation is swapped in, the one it replaces must be archived; `update` sees to that.
+    /// Before a head with a new generation is swapped in, the one it replaces must be archived.
     ///
     /// - Throws: `.store(.unclear)` when even reading back failed: load the head before going on. Any other error means
     ///   that nothing was changed.
@@ -82,38 +88,6 @@ package struct HeadStore: Sendable {
         case .lost(nil): return .lost(nil, nil)
         case .lost(let object?): return .lost(try Head.decode(object.bytes, name: head.name), object.etag)
         }
-    }
-
-    /// Changes a head that this server owns, as it knows it. Beside it others may change options and size: then the change
-    /// is made to the head as it is now. When `change` advances the generation, the one before is archived first.
-    ///
-    /// - Parameter change: what to change; may be called several times, each time with a head of the same owner, epoch and
-    ///   generation.
-    package func update(
-        _ head: Head, _ etag: ETag, change: (inout Head) -> Void
-    ) async throws(CatalogError) -> HeadUpdate {
-        var current = (head: head, etag: etag)
-        var isArchived = false
-        for _ in 0..<Catalog.maxAttempts {
-            var new = current.head
-            change(&new)
-            if new.generation != current.head.generation, !isArchived {
-                try await archive(current.head)
-                isArchived = true
-            }
-            switch try await swap(new, expecting: current.etag) {
-            case .won(let etag): return .done(new, etag)
-            case .lost(let found?, let etag?):
-                guard !found.deleted, found.diskID == head.diskID, found.epoch == head.epoch, found.owner == head.owner
-                else {
-                    return .lost(found)
-                }
-                if found.generation != head.generation { return .stale(found, etag) }
-                current = (found, etag)
-            case .lost: return .lost(nil)
-            }
-        }
-        throw Catalog.conflict(head.name)
     }
 
     /// Puts the record of the current generation of a stored head under its key, where history finds it. Must have been

@@ -37,12 +37,7 @@ extension HeadStore {
         -> [(key: String, retirement: Retirement, modifiedMs: Int64)]
     {
         var found: [(key: String, retirement: Retirement, modifiedMs: Int64)] = []
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await bucket.list(prefix: Retirement.folder(disk: name), after: place, folders: false, limit: 1000)
-            }
+        try await bucket.forEachPage(prefix: Retirement.folder(disk: name)) { (page) async throws(CatalogError) in
             for item in page.items {
                 let object: StoredObject
                 do throws(StoreError) {
@@ -54,8 +49,7 @@ extension HeadStore {
                 }
                 found.append((item.key, try Retirement.decode(object.bytes, key: item.key), item.modifiedMs))
             }
-            after = page.next
-        } while after != nil
+        }
         return found
     }
 

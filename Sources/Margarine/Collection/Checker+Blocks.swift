@@ -19,31 +19,24 @@ extension CheckRun {
             for kind in ObjectKind.allCases {
                 if blind.contains(location) { continue }
                 let file = found[kind]!
-                var after: String?
-                repeat {
-                    let place = after
-                    let page: Listing
-                    do throws(StoreError) {
-                        page = try await bucket.list(prefix: kind.folder, after: place, folders: false, limit: 1000)
-                    } catch {
-                        blind.insert(location)
-                        add(
-                            CheckProblem(
-                                .unreachable, location: location, key: kind.folder, error.description))
-                        break
+                do throws(CatalogError) {
+                    try await bucket.forEachPage(prefix: kind.folder) { (page) async throws(CatalogError) in
+                        for item in page.items {
+                            guard let id = ObjectID(item.key.dropFirst(kind.folder.utf8.count)) else { continue }
+                            file.add([
+                                id.high, id.low, UInt64(location) << 56 | item.lengthBytes,
+                                UInt64(max(0, item.modifiedMs)),
+                            ])
+                        }
+                        try await file.spill()
+                        done += UInt64(page.items.count)
+                        progress(.listing, done, 0)
                     }
-                    for item in page.items {
-                        guard let id = ObjectID(item.key.dropFirst(kind.folder.utf8.count)) else { continue }
-                        file.add([
-                            id.high, id.low, UInt64(location) << 56 | item.lengthBytes,
-                            UInt64(max(0, item.modifiedMs)),
-                        ])
-                    }
-                    try await file.spill()
-                    done += UInt64(page.items.count)
-                    progress(.listing, done, 0)
-                    after = page.next
-                } while after != nil
+                } catch {
+                    guard case .store = error.kind else { throw error }
+                    blind.insert(location)
+                    add(CheckProblem(.unreachable, location: location, key: kind.folder, error.description))
+                }
             }
         }
     }
@@ -177,7 +170,7 @@ extension CheckRun {
                 if let name = options.disk {
                     try await noteOwners([name], scan, leads)
                 } else {
-                    try await scan.forEachName { (names) async throws(CatalogError) in
+                    try await scan.heads.forEachName { (names) async throws(CatalogError) in
                         try await noteOwners(names, scan, leads)
                     }
                 }

@@ -150,7 +150,7 @@ final class CheckRun: @unchecked Sendable {
                 if let name = options.disk {
                     isThere = try await checkDisks([name], scan, location) || isThere
                 } else {
-                    try await scan.forEachName { (names) async throws(CatalogError) in
+                    try await scan.heads.forEachName { (names) async throws(CatalogError) in
                         for start in stride(from: 0, to: names.count, by: 4 * options.requests) {
                             let some = Array(names[start..<min(start + 4 * options.requests, names.count)])
                             _ = try await checkDisks(some, scan, location)

@@ -18,7 +18,7 @@ extension CollectionRound {
             let thinning = HistoryThinning(
                 scan: RootScan(heads: heads, requests: options.requests), cutOffMs: cutOffMs(location),
                 reading: reading, isDryRun: options.isDryRun, fault: fault, environment: store.environment)
-            try await thinning.scan.forEachName { (names) async throws(CatalogError) in
+            try await thinning.scan.heads.forEachName { (names) async throws(CatalogError) in
                 for start in stride(from: 0, to: names.count, by: 4 * options.requests) {
                     let part = Array(names[start..<min(start + 4 * options.requests, names.count)])
                     let thinned = try await inParallel(part, limit: options.requests) {
@@ -47,12 +47,7 @@ extension CollectionRound {
         var holds = ReadingHolds()
         // A server beats at the locations that it knows.
         for (location, heads) in store.headStores.enumerated() {
-            var after: String?
-            repeat {
-                let place = after
-                let page = try await CatalogError.wrap { () async throws(StoreError) in
-                    try await heads.bucket.list(prefix: "servers/", after: place, folders: false, limit: 1000)
-                }
+            try await heads.bucket.forEachPage(prefix: "servers/") { (page) async throws(CatalogError) in
                 for item in page.items where item.modifiedMs >= startMs[location] - graceMs {
                     do throws(CatalogError) {
                         let server = try await heads.server(String(item.key.dropFirst("servers/".utf8.count)))
@@ -62,8 +57,7 @@ extension CollectionRound {
                         holds.add([ServerRecord.readsEverything])
                     }
                 }
-                after = page.next
-            } while after != nil
+            }
         }
         return holds
     }
@@ -110,7 +104,7 @@ struct HistoryThinning: Sendable {
             )
         }
         outcome.isDisk = !head.deleted
-        let numbers = try await scan.generations(name)
+        let numbers = try await scan.heads.recordedGenerations(name)
         var gone: Set<UInt64> = []
         var waiting: Set<UInt64> = []
         for (key, retirement, modifiedMs) in retirements {

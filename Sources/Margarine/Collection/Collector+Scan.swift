@@ -18,12 +18,7 @@ extension CollectionRound {
             for kind in ObjectKind.allCases {
                 var found = CollectionSummary.Objects()
                 let file = candidates[kind]!
-                var after: String?
-                repeat {
-                    let place = after
-                    let page = try await CatalogError.wrap { () async throws(StoreError) in
-                        try await bucket.list(prefix: kind.folder, after: place, folders: false, limit: 1000)
-                    }
+                try await bucket.forEachPage(prefix: kind.folder) { (page) async throws(CatalogError) in
                     for item in page.items {
                         // What is not named like an object is not ours.
                         guard let id = ObjectID(item.key.dropFirst(kind.folder.utf8.count)) else { continue }
@@ -38,8 +33,7 @@ extension CollectionRound {
                     try await file.spill()
                     done += UInt64(page.items.count)
                     try await report(.listing, done, 0)
-                    after = page.next
-                } while after != nil
+                }
                 summarize(kind) { objects in
                     objects.scanned += found.scanned
                     objects.scannedBytes += found.scannedBytes
@@ -63,7 +57,7 @@ extension CollectionRound {
         for (location, heads) in store.headStores.enumerated() {
             if skips(location) { continue }
             let scan = RootScan(heads: heads, requests: options.requests)
-            try await scan.forEachName { (names) async throws(CatalogError) in
+            try await scan.heads.forEachName { (names) async throws(CatalogError) in
                 try await addRoots(try await scan.disks(names), scan, location)
             }
         }
@@ -77,7 +71,7 @@ extension CollectionRound {
             try await blocks.spill()
             try await pages.spill()
             done += 1
-            if done % 64 == 0 { try await report(.tracing, done, 0) }
+            try await report(.tracing, done, 0)
         }
     }
 

@@ -23,20 +23,6 @@ struct RootScan: Sendable {
 
     private var bucket: any Bucket { heads.bucket }
 
-    /// Calls `body` with the names of all disks of the location, some at a time, tombstones included.
-    func forEachName(_ body: ([String]) async throws(CatalogError) -> Void) async throws(CatalogError) {
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await bucket.list(prefix: "disks/", after: place, folders: true, limit: 1000)
-            }
-            try await body(
-                page.folders.map { String($0.dropFirst("disks/".utf8.count).dropLast()) }.filter(DiskName.isValid))
-            after = page.next
-        } while after != nil
-    }
-
     /// Head and records of each of `names`. A head that can't be read is for the caller to judge; a listing that fails
     /// throws.
     func disks(_ names: [String]) async throws(CatalogError) -> [FoundDisk] {
@@ -47,30 +33,9 @@ struct RootScan: Sendable {
             } catch {
                 head = .failure(error)
             }
-            let generations = try await generations(name)
+            let generations = try await heads.recordedGenerations(name)
             return FoundDisk(heads: heads, name: name, head: head, generations: generations)
         }
-    }
-
-    /// The numbers of the generations that have records, ascending.
-    func generations(_ name: String) async throws(CatalogError) -> [UInt64] {
-        var numbers: [UInt64] = []
-        let folder = GenerationRecord.folder(disk: name)
-        var after: String?
-        repeat {
-            let place = after
-            let page = try await CatalogError.wrap { () async throws(StoreError) in
-                try await bucket.list(prefix: folder, after: place, folders: false, limit: 1000)
-            }
-            for item in page.items {
-                guard let number = UInt64(item.key.dropFirst(folder.utf8.count)),
-                    item.key == GenerationRecord.key(disk: name, generation: number)
-                else { throw CatalogError(.corrupt, "\(bucket.name): '\(item.key)' is no record of a generation") }
-                numbers.append(number)
-            }
-            after = page.next
-        } while after != nil
-        return numbers
     }
 
     /// One generation record, of whatever disk that had the name; nil: there is none.
