@@ -14,11 +14,13 @@ final class Life: @unchecked Sendable {  // as its world
     private var collectors: [SimCollector?] = [nil, nil]
     private var isCalm = false
     private var isHostile = false
-    /// One collector takes longer for a round than the grace period.
-    private let isCrawling: Bool
+    /// One collector's rounds take longer than the grace period, mostly.
+    private let slowPageNs: UInt64
     private var forks: [String] = []
     private var wanted: Set<String> = []
     private var forkCount = 0
+    private var isLocalizing = false
+    private var copied: UInt64 = 0
     private var completed = 0
     private var deleted: UInt64 = 0
     private let graceMs: Int64 = 120_000
@@ -34,7 +36,8 @@ final class Life: @unchecked Sendable {  // as its world
         self.run = run
         world = run.world
         self.fault = fault
-        isCrawling = run.world.chance.one(in: 4) || fault == .collectionScansFirst
+        let isSlow = run.world.chance.one(in: 4) || fault == .collectionScansFirst
+        slowPageNs = isSlow ? run.world.chance.ns(2_000_000_000...6_000_000_000) : 0
         var state = CollectionState()
         state.setGrace(graceMs, nowMs: 0, isUnused: true)
         let bytes = state.encoded()
@@ -68,9 +71,10 @@ final class Life: @unchecked Sendable {  // as its world
         var shape = SimCollector.Shape()
         if isCalm { shape.pauseNs = 5_000_000_000 }
         shape.fault = fault
-        if isCrawling {
+        if slowPageNs > 0 {
+            // Longer than it takes between two beats, mostly.
             shape.deadAfterMs = 60_000
-            shape.isCrawling = number == 0 && !isCalm
+            if number == 0, !isCalm { shape.slowPageNs = slowPageNs }
         }
         collectors[number] = SimCollector(world, run.store, id: "gc\(number).\(completed)", shape: shape)
     }
@@ -87,7 +91,7 @@ final class Life: @unchecked Sendable {  // as its world
         guard isHostile, let number = [0, 1].randomElement(using: &world.chance), let collector = collectors[number]
         else { return }
         // One that is slow is left to come to its end, mostly.
-        if isCrawling, number == 0, !world.chance.one(in: 8) { return }
+        if slowPageNs > 0, number == 0, !world.chance.one(in: 8) { return }
         switch world.chance.below(4) {
         case 0:
             run.count("kill of a collector")
@@ -127,7 +131,8 @@ final class Life: @unchecked Sendable {  // as its world
         let client = run.clients.randomElement(using: &world.chance)!
         let any = (run.clients.map(\.disk) + forks).randomElement(using: &world.chance)!
         switch world.chance.below(16) {
-        case 0..<5: try await fork(any, client, catalog)
+        case 0..<4: try await fork(any, client, catalog)
+        case 4: localize(any, catalog)
         case 5, 6:
             let number = try await generation(any, catalog)
             if run.heads[any]?.pinned.contains(number) == true {
@@ -200,6 +205,29 @@ final class Life: @unchecked Sendable {  // as its world
         _ = try await catalog.receive(name, from: { (most) throws(CatalogError) in stream.take(most) })
     }
 
+    /// Has a disk brought to one of the locations, while whatever else happens goes on.
+    private func localize(_ name: String, _ catalog: Catalog) {
+        guard run.store.memories.count > 1, !isLocalizing else { return }
+        isLocalizing = true
+        let location = UInt8(world.chance.below(run.store.memories.count))
+        var bounds = LocalizeBounds()
+        bounds.leaves = 1 + world.chance.below(3)
+        bounds.batch = 1 + world.chance.below(8)
+        bounds.bytes = [1, 1 << 20, .max].randomElement(using: &world.chance)!
+        bounds.parallel = 1 + world.chance.below(4)
+        run.store.net.run { [self, bounds] in
+            do throws(CatalogError) {
+                let done = try await catalog.localize(name, to: location, bounds: bounds)
+                if done.generations > 0 { run.count("localizing") }
+                copied += done.copiedObjects
+                world.note("\(name) is at \(location): \(done)")
+            } catch {
+                world.note("\(name) is not brought to \(location): \(error)")
+            }
+            isLocalizing = false
+        }
+    }
+
     private func fork(_ any: String, _ client: SimClient, _ catalog: Catalog) async throws(CatalogError) {
         guard let name = freeName() else { return }
         let source = world.chance.one(in: 3) ? any : client.disk
@@ -268,6 +296,7 @@ final class Life: @unchecked Sendable {  // as its world
         report.collections = completed
         report.collected = deleted
         report.forks = forkCount
+        report.copied = copied
     }
 }
 

@@ -89,7 +89,11 @@ final class Named: @unchecked Sendable {  // as its world
         return found
     }
 
-    /// What is there and not named, sorted.
-    var garbage: [String] { present.filter { counts[$0] == nil }.sorted() }
+    /// What is there and not named, sorted. A copy of what is named at another location is no garbage.
+    var garbage: [String] {
+        func key(_ place: String) -> Substring { place[place.firstIndex(of: "/")!...] }
+        let named = Set(counts.keys.map(key))
+        return present.filter { !named.contains(key($0)) }.sorted()
+    }
     var objectCount: Int { present.count }
 }

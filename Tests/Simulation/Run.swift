@@ -19,6 +19,8 @@ struct RunReport: Codable {
     var collections = 0
     var collected: UInt64 = 0
     var forks = 0
+    /// Objects copied to another location.
+    var copied: UInt64 = 0
     var violation: Violation?
 }
 
@@ -196,7 +198,7 @@ final class Run: @unchecked Sendable {  // as its world
                 world.violate("\(sender) moved the head of \(name) back")
             }
             if next.epoch == last.epoch, let owner = last.owner, owner.server != sender {
-                // To make a disk larger, to pin and to wish is all that anybody may do.
+                // To make a disk larger, to pin, to wish and to bring near what is there is all that anybody may do.
                 var allowed = last
                 allowed.sizeBytes = max(next.sizeBytes, last.sizeBytes)
                 allowed.nonce = next.nonce
@@ -204,6 +206,9 @@ final class Run: @unchecked Sendable {  // as its world
                 allowed.commitWanted = next.commitWanted
                 for number in last.pinned { allowed.unpin(number) }
                 for number in next.pinned { allowed.pin(number) }
+                if let record = next.record, record.kind == .localized, record.generation == last.generation + 1 {
+                    allowed.advance(to: record)
+                }
                 if sender != Self.operatorName || next != allowed {
                     world.violate("\(sender) wrote under the epoch of \(owner.server)")
                 }
@@ -222,7 +227,7 @@ final class Run: @unchecked Sendable {  // as its world
         if let record = next.record, record.generation > last?.generation ?? 0 {
             generations += 1
             let tick = world.nextTick()
-            if [.forked, .rolledBack, .received].contains(record.kind) {
+            if [.forked, .rolledBack, .received, .localized].contains(record.kind) {
                 again(name, next, record)
             } else if let client = clients.first(where: { $0.disk == name }) {
                 switch observer.read(record, client.model.touched) {
@@ -240,10 +245,10 @@ final class Run: @unchecked Sendable {  // as its world
     /// A generation that equals another one, of the same disk or of the one that it was forked from.
     private func again(_ name: String, _ head: Head, _ record: GenerationRecord) {
         var seen: [UInt32: UInt32] = [:]
-        if record.kind == .received {
+        if record.kind == .received || record.kind == .localized {
             // Of objects of its own.
             guard let known = shown[record.origin!.place] else {
-                return world.violate("\(name) has received what no generation was")
+                return world.violate("\(name) shows what no generation was")
             }
             seen = known
             if let root = record.root { contents[root.id] = seen }

@@ -16,6 +16,8 @@ struct StoreFaults {
     var slow = 0
     /// How long a slow call takes at most, each way.
     var slowNs: UInt64 = 3_000_000_000
+    /// How long it takes at most to ask for a manifest page, and to get it; 0: as long as anything else.
+    var slowPageNs: UInt64 = 0
     /// Nothing gets through.
     var isDown = false
 }
@@ -74,14 +76,14 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     /// Sends `call` to the store; its effect and its answer come later, whether or not the caller still lives.
     private func send<T: Sendable>(
-        isWrite: Bool, _ call: @escaping @Sendable () async -> Result<T, StoreError>
+        isWrite: Bool, slowNs: UInt64 = 0, _ call: @escaping @Sendable () async -> Result<T, StoreError>
     ) async -> Result<T, StoreError> {
         if faults.isDown || roll(faults.failBefore) {
             await world.sleep(latencyNs)
             return .failure(StoreError(.unavailable, "simulated: out of reach"))
         }
-        let there = latencyNs
-        let back = latencyNs
+        let there = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
+        let back = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
         // The answer is lost: the same call again, as an HTTP client's own retry would make it, is not ours to simulate.
         let isLost = roll(faults.loseAnswer)
         return await withCheckedContinuation { continuation in
@@ -101,7 +103,8 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
         let memory = memory
-        var object = try await send(isWrite: false) { () async -> Result<StoredObject, StoreError> in
+        let slowNs = key.hasPrefix("manifests/") ? faults.slowPageNs : 0
+        var object = try await send(isWrite: false, slowNs: slowNs) { () async -> Result<StoredObject, StoreError> in
             do throws(StoreError) { return .success(try await memory.get(key, range: range)) } catch {
                 return .failure(error)
             }

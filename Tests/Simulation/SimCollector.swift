@@ -24,8 +24,9 @@ final class SimCollector: @unchecked Sendable {  // as its world
         var pauseNs: UInt64 = 20_000_000_000
         var deadAfterMs: Int64 = 20_000
         var fault: Fault?
-        /// A round of it takes longer than the grace period.
-        var isCrawling = false
+        /// How long it takes at most to ask for a manifest page, and to get it. With seconds, a round takes longer than the
+        /// grace period. 0: as long as anything else.
+        var slowPageNs: UInt64 = 0
     }
 
     init(_ world: World, _ store: SimStore, id: String, shape: Shape) {
@@ -35,18 +36,13 @@ final class SimCollector: @unchecked Sendable {  // as its world
         environment = SimEnvironment(world, clock)
         environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
         buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0) }
-        if shape.isCrawling {
-            for bucket in buckets {
-                bucket.faults.slow = 1
-                bucket.faults.slowNs = 8_000_000_000
-            }
-        }
+        for bucket in buckets { bucket.faults.slowPageNs = shape.slowPageNs }
         let loop = clock.makeLoop(id)
         let scratch = MemoryScratch(capacityBytes: 64 << 20, deliver: SimServer.makeDeliver(world))
         let simulated = store.open(buckets, environment, near: 0)
         var options = CollectionOptions()
         options.partitionBits = 2
-        options.requests = shape.isCrawling ? 1 : 1 + world.chance.below(8)
+        options.requests = shape.slowPageNs > 0 ? 1 : 1 + world.chance.below(8)
         options.deadAfterMs = shape.deadAfterMs
         options.beatMs = shape.deadAfterMs / 6
         options.server = id
