@@ -12,19 +12,12 @@ struct DiskPin: AsyncParsableCommand {
               margined disk pin work 17 --store file:///srv/disks
             """)
 
-    @Argument(help: "The disk.") var name: DiskNameArgument
-    @Argument(help: "The generation's number.") var generation: String
+    @OptionGroup var one: GenerationArguments
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
-    func validate() throws {
-        try name.check()
-        _ = try GenerationName.number(generation)
-    }
-
     func run() async throws {
-        let number = try GenerationName.number(generation)
-        let disk = try await source.catalog().pin(name.text, generation: number)
+        let disk = try await source.catalog().pin(one.name.text, generation: one.number)
         if json { try disk.print(json: true) }
     }
 }
@@ -40,19 +33,12 @@ struct DiskUnpin: AsyncParsableCommand {
               margined disk unpin work 17 --store file:///srv/disks
             """)
 
-    @Argument(help: "The disk.") var name: DiskNameArgument
-    @Argument(help: "The generation's number.") var generation: String
+    @OptionGroup var one: GenerationArguments
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
-    func validate() throws {
-        try name.check()
-        _ = try GenerationName.number(generation)
-    }
-
     func run() async throws {
-        let number = try GenerationName.number(generation)
-        let disk = try await source.catalog().unpin(name.text, generation: number)
+        let disk = try await source.catalog().unpin(one.name.text, generation: one.number)
         if json { try disk.print(json: true) }
     }
 }

@@ -15,20 +15,13 @@ struct DiskRollback: AsyncParsableCommand {
               margined disk rollback work 17 --force --store file:///srv/disks
             """)
 
-    @Argument(help: "The disk.") var name: DiskNameArgument
-    @Argument(help: "The generation's number.") var generation: String
+    @OptionGroup var one: GenerationArguments
     @Flag(help: "Also when a server has the disk.") var force = false
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the disk as JSON.") var json = false
 
-    func validate() throws {
-        try name.check()
-        _ = try GenerationName.number(generation)
-    }
-
     func run() async throws {
-        let number = try GenerationName.number(generation)
-        let disk = try await source.catalog().rollBack(name.text, to: number, force: force)
+        let disk = try await source.catalog().rollBack(one.name.text, to: one.number, force: force)
         if json { try disk.print(json: true) }
     }
 }

@@ -27,3 +27,16 @@ struct GenerationName {
         return number
     }
 }
+
+/// A disk and one of its generations, as two arguments.
+struct GenerationArguments: ParsableArguments {
+    @Argument(help: "The disk.") var name: DiskNameArgument
+    @Argument(help: "The generation's number.") private var generation: String
+
+    func validate() throws {
+        try name.check()
+        _ = try GenerationName.number(generation)
+    }
+
+    var number: UInt64 { get throws { try GenerationName.number(generation) } }
+}

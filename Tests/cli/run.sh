@@ -287,7 +287,7 @@ t_a_disk_is_made_shown_listed_changed_and_deleted() {
   same "$(json '[x["name"] for x in d]')" "['big', 'work']"
   m 0 disk set work --durability memory --resume-window 5m --json
   same "$(json 'd["durability"], d["resumeWindowMs"], d["safePoints"]')" "('memory', 300000, 'auto')"
-  m 0 disk show work --generations --json
+  m 0 disk history work --json
   same "$(json 'd')" "[]"
   m 0 disk delete work
   m 1 disk show work
@@ -342,7 +342,7 @@ PYTHON
   m 1 disk import "$dir/none.img" b
   one_line
   has "$err" "none.img"
-  m 0 disk show a --generations --json
+  m 0 disk history a --json
   same "$(json '[(x["generation"], x["size"], x["blocks"]) for x in d]')" "[(1, $(((64 << 20) + 1024)), 2)]"
   run 1 bash -c "'$margined' disk export a - >/dev/full"
   one_line
