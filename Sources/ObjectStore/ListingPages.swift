@@ -9,9 +9,10 @@ package final class ListingPages {
     private var isAtEnd = false
 
     /// - Parameters: as of `Bucket.list`.
-    package init(_ bucket: any Bucket, prefix: String, folders: Bool = false) {
+    package init(_ bucket: any Bucket, prefix: String, after: String? = nil, folders: Bool = false) {
         self.bucket = bucket
         self.prefix = prefix
+        self.after = after
         self.folders = folders
     }
 

@@ -14,7 +14,8 @@ struct Collect: AsyncParsableCommand {
             beside running daemons and other commands; one collection at a time over the whole store. What history lets go \
             leaves in two steps: its record after one grace period, its blocks with that same collection.
 
-            Ended early, by a signal or an error, it has deleted nothing but garbage, and the next one does the rest.
+            Ended early, by a signal or an error, it has deleted nothing but garbage, and the next one does the rest. With \
+            --scratch one that was cut off while it listed the store goes on there.
 
             Examples:
               margined gc --dry-run --store file:///srv/disks
@@ -45,12 +46,21 @@ struct Collect: AsyncParsableCommand {
     )
     var dropCopies = false
 
+    @Option(
+        help: ArgumentHelp(
+            "Keep what is found in this directory, made where missing, 100 bytes for each object; else in TMPDIR, for this run alone.",
+            valueName: "dir"))
+    var scratch: String?
+
     @OptionGroup var source: StoreOptions
     @Flag(help: "Print the summary as JSON.") var json = false
 
     func validate() throws {
         _ = try graceMs()
         guard (0...1_000_000).contains(rate) else { throw ValidationError("--rate: a number from 0 to 1000000") }
+        if dryRun, scratch != nil {
+            throw ValidationError("--scratch: a dry run is not gone on with later; leave one of the two out")
+        }
     }
 
     private func graceMs() throws -> Int64? {
@@ -74,9 +84,12 @@ struct Collect: AsyncParsableCommand {
         options.deletesPerSecond = rate
         options.dropsCopies = dropCopies
         options.host = LocalProcess.hostName()
-        let folder = try TemporaryFolder("gc")
-        defer { folder.remove() }
-        let collector = Collector(store: store, scratch: try DirectoryScratch(path: folder.path), options: options)
+        // Nobody else's meanwhile.
+        let lock = try scratch.map { path in try ScratchLock(directory: path) }
+        let folder = scratch == nil ? try TemporaryFolder("gc") : nil
+        defer { folder?.remove() }
+        let collector = Collector(
+            store: store, scratch: try DirectoryScratch(path: folder?.path ?? scratch!), options: options)
         let progress = Progress(dryRun ? "gc --dry-run" : "gc")
         defer { progress.finish() }
         let work = Task {
@@ -84,6 +97,7 @@ struct Collect: AsyncParsableCommand {
         }
         try Signals.watch([SIGINT, SIGTERM]) { _ in work.cancel() }
         let summary = try await work.value
+        withExtendedLifetime(lock) {}
         progress.finish()
         if json { return try Output.json(summary) }
         summary.print()

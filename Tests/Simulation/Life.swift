@@ -12,6 +12,8 @@ final class Life: @unchecked Sendable {  // as its world
     private let world: World
     private let fault: Fault?
     private var collectors: [SimCollector?] = [nil, nil]
+    /// What those before them left on scratch.
+    private var scratch: [MemoryScratch?] = [nil, nil]
     private var isCalm = false
     private var isHostile = false
     /// One collector's rounds take longer than the grace period, mostly.
@@ -76,12 +78,17 @@ final class Life: @unchecked Sendable {  // as its world
             shape.deadAfterMs = 60_000
             if number == 0, !isCalm { shape.slowPageNs = slowPageNs }
         }
-        collectors[number] = SimCollector(world, run.store, id: "gc\(number).\(completed)", shape: shape)
+        shape.checkpointMs = [0, 1_000, 300_000].randomElement(using: &world.chance)!
+        collectors[number] = SimCollector(
+            world, run.store, id: "gc\(number).\(completed)", scratch: scratch[number], shape: shape)
+        scratch[number] = nil
     }
 
     private func stop(_ number: Int) {
         guard let collector = collectors[number] else { return }
-        collector.kill()
+        let left = collector.kill(losesPower: world.chance.one(in: 3))
+        scratch[number] = world.chance.one(in: 4) ? nil : left
+        if scratch[number]?.contents("gc/round") != nil { run.count("listing that a killed collector has kept") }
         completed += collector.completed
         deleted += collector.deleted
         collectors[number] = nil
@@ -92,7 +99,10 @@ final class Life: @unchecked Sendable {  // as its world
         else { return }
         // One that is slow is left to come to its end, mostly.
         if slowPageNs > 0, number == 0, !world.chance.one(in: 8) { return }
-        switch world.chance.below(4) {
+        switch world.chance.below(5) {
+        case 4:
+            run.count("bit rot in a collector's files")
+            collector.rot()
         case 0:
             run.count("kill of a collector")
             stop(number)

@@ -27,9 +27,13 @@ final class SimCollector: @unchecked Sendable {  // as its world
         /// How long it takes at most to ask for a manifest page, and to get it. With seconds, a round takes longer than the
         /// grace period. 0: as long as anything else.
         var slowPageNs: UInt64 = 0
+        var checkpointMs: Int64 = 0
     }
 
-    init(_ world: World, _ store: SimStore, id: String, shape: Shape) {
+    private let scratch: MemoryScratch
+
+    /// - Parameter scratch: what one before it has left.
+    init(_ world: World, _ store: SimStore, id: String, scratch: MemoryScratch?, shape: Shape) {
         self.world = world
         self.id = id
         clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
@@ -38,13 +42,16 @@ final class SimCollector: @unchecked Sendable {  // as its world
         buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0) }
         for bucket in buckets { bucket.faults.slowPageNs = shape.slowPageNs }
         let loop = clock.makeLoop(id)
-        let scratch = MemoryScratch(capacityBytes: 64 << 20, deliver: SimServer.makeDeliver(world))
+        let scratch =
+            scratch ?? MemoryScratch(capacityBytes: 64 << 20, deliver: SimServer.makeDeliver(world))
+        self.scratch = scratch
         let simulated = store.open(buckets, environment, near: 0)
         var options = CollectionOptions()
         options.partitionBits = 2
         options.requests = shape.slowPageNs > 0 ? 1 : 1 + world.chance.below(8)
         options.deadAfterMs = shape.deadAfterMs
         options.beatMs = shape.deadAfterMs / 6
+        options.checkpointMs = shape.checkpointMs
         options.server = id
         options.host = id
         let collector = Collector(store: simulated, scratch: scratch, options: options, fault: shape.fault)
@@ -66,8 +73,19 @@ final class SimCollector: @unchecked Sendable {  // as its world
         }
     }
 
-    func kill() {
+    /// Gives what is left on its scratch disk.
+    @discardableResult
+    func kill(losesPower: Bool = false) -> MemoryScratch {
         isAlive = false
         world.stop(clock)
+        return losesPower ? scratch.powerCut(random: &world.chance) : scratch.kill()
+    }
+
+    /// One bit of what it has on scratch is another one.
+    func rot() {
+        guard let file = (try? scratch.list("gc"))?.randomElement(using: &world.chance),
+            let size = scratch.contents("gc/\(file)")?.count, size > 0
+        else { return }
+        scratch.flipBit("gc/\(file)", at: UInt64(world.chance.below(size)))
     }
 }

@@ -88,12 +88,13 @@ final class CheckRun: @unchecked Sendable {
         repair = Repair(store: checker.store, copies: checker.copies, isOn: checker.options.repairs)
         self.progress = progress
         let (scratch, folder, bits) = (checker.scratch, checker.options.folder, checker.options.partitionBits)
+        let salt = store.environment.randomBits()
         func file(_ name: String, _ width: Int) -> PartitionedFile {
-            PartitionedFile(scratch, path: "\(folder)/\(name)", partitionBits: bits, width: width)
+            PartitionedFile(scratch, path: "\(folder)/\(name)", partitionBits: bits, width: width, salt: salt)
         }
         trace = PageTrace(
             scratch, folder: folder, partitionBits: bits, locations: checker.store.locations,
-            requests: checker.options.requests)
+            requests: checker.options.requests, salt: salt)
         parts = file("parts", NamedPart.width)
         found = [.block: file("blocks", 4), .page: file("pages", 4)]
     }

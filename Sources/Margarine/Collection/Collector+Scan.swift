@@ -13,31 +13,36 @@ extension CollectionRound {
 
     /// Lists the blocks and pages of every location; the old ones are candidates.
     func listObjects() async throws(CatalogError) {
-        var done: UInt64 = 0
+        let begin = try await resume()
+        var done = summary.blocks.scanned + summary.pages.scanned
+        let kinds = ObjectKind.allCases
         for (location, bucket) in store.locations.buckets.enumerated() {
-            for kind in ObjectKind.allCases {
-                var found = CollectionSummary.Objects()
+            for (number, kind) in kinds.enumerated() {
+                if (location, number) < (begin.location, begin.kind) { continue }
+                let isBegun = (location, number) == (begin.location, begin.kind)
                 let file = candidates[kind]!
-                try await bucket.forEachPage(prefix: kind.folder) { (page) async throws(CatalogError) in
+                try await bucket.forEachPage(prefix: kind.folder, after: isBegun ? begin.after : nil) {
+                    (page) async throws(CatalogError) in
                     for item in page.items {
                         // What is not named like an object is not ours.
                         guard let id = ObjectID(item.key.dropFirst(kind.folder.utf8.count)) else { continue }
-                        found.scanned += 1
-                        found.scannedBytes += item.lengthBytes
-                        if item.modifiedMs >= cutOffMs(location) {
-                            found.young += 1
-                        } else {
-                            file.add([id.high, id.low, UInt64(location) << 56 | item.lengthBytes])
+                        let isYoung = item.modifiedMs >= cutOffMs(location)
+                        summarize(kind) {
+                            $0.scanned += 1
+                            $0.scannedBytes += item.lengthBytes
+                            if isYoung { $0.young += 1 }
                         }
+                        if !isYoung { file.add([id.high, id.low, UInt64(location) << 56 | item.lengthBytes]) }
                     }
                     try await file.spill()
                     done += UInt64(page.items.count)
+                    var next = ListingPlace(location: location, kind: number, after: page.next)
+                    if page.next == nil {
+                        next.kind = (number + 1) % kinds.count
+                        if next.kind == 0 { next.location += 1 }
+                    }
+                    try await saveIfDue(next)
                     try await report(.listing, done, 0)
-                }
-                summarize(kind) { objects in
-                    objects.scanned += found.scanned
-                    objects.scannedBytes += found.scannedBytes
-                    objects.young += found.young
                 }
             }
         }

@@ -34,6 +34,9 @@ package struct CollectionOptions: Sendable {
     package var deadAfterMs: Int64 = 60_000
     /// How often it is to be heard of.
     package var beatMs: Int64 = 10_000
+    /// How often what was listed is kept, so that a round that is cut off while it lists goes on there: with the same
+    /// scratch disk and folder.
+    package var checkpointMs: Int64 = 300_000
     package init() {}
 }
 
@@ -53,7 +56,7 @@ package struct Collector: Sendable {
         self.fault = fault
     }
 
-    /// One round. Ends early, with nothing lost, when its task is cancelled.
+    /// One round, or the rest of the one that was cut off. Ends early, with nothing lost, when its task is cancelled.
     ///
     /// - Throws: `.owned` when another collector is at work, `.conflict` when another one has taken over meanwhile; else what
     ///   could not be read or written. What was deleted by then was garbage, and the next round does the rest.
@@ -70,13 +73,13 @@ package struct Collector: Sendable {
         let failure: CatalogError
         do throws(CatalogError) {
             try await round.run()
-            round.removeFiles()
+            round.removeFiles(keepsCheckpoint: false)
             try await role?.release(round.summary)
             return round.summary
         } catch {
             failure = error
         }
-        round.removeFiles()
+        round.removeFiles(keepsCheckpoint: failure.kind != .file)
         // Another one need not wait until this one is taken for dead.
         try? await role?.release(nil)
         throw failure
@@ -98,7 +101,14 @@ final class CollectionRound: @unchecked Sendable {
     let graceMs: Int64
 
     // On scratch.
-    let candidates: [ObjectKind: PartitionedFile]
+    let scratch: any ScratchDisk
+    /// Of `candidates`.
+    private(set) var salt: UInt64 = 0
+    private(set) var candidates: [ObjectKind: PartitionedFile] = [:]
+    /// There is one of this round.
+    var hasCheckpoint = false
+    /// When it was written, else when the round began.
+    var savedNs: UInt64
     let named: [ObjectKind: PartitionedFile]
     let garbage: PartitionedFile
     let trace: PageTrace
@@ -114,26 +124,37 @@ final class CollectionRound: @unchecked Sendable {
         self.progress = progress
         self.graceMs = graceMs
         let (scratch, folder, bits) = (collector.scratch, collector.options.folder, collector.options.partitionBits)
+        self.scratch = scratch
+        savedNs = store.environment.nowNs
+        let salt = store.environment.randomBits()
         func file(_ name: String, width: Int, bits: Int) -> PartitionedFile {
-            PartitionedFile(scratch, path: "\(folder)/\(name)", partitionBits: bits, width: width)
+            PartitionedFile(scratch, path: "\(folder)/\(name)", partitionBits: bits, width: width, salt: salt)
         }
-        candidates = [
-            .block: file("blocks.found", width: 3, bits: bits), .page: file("pages.found", width: 3, bits: bits),
-        ]
         named = [.block: file("blocks.named", width: 3, bits: bits), .page: file("pages.named", width: 3, bits: bits)]
         garbage = file("garbage", width: 3, bits: 1)
         trace = PageTrace(
             scratch, folder: folder, partitionBits: bits, locations: collector.store.locations,
-            requests: collector.options.requests)
+            requests: collector.options.requests, salt: salt)
+        makeCandidates(salt: salt)
     }
 
-    func removeFiles() {
+    /// Begins the lists of what was found anew.
+    func makeCandidates(salt: UInt64) {
+        self.salt = salt
         for kind in ObjectKind.allCases {
-            candidates[kind]!.remove()
-            named[kind]!.remove()
+            candidates[kind] = PartitionedFile(
+                scratch, path: "\(options.folder)/\(kind.rawValue)s.found", partitionBits: options.partitionBits,
+                width: 3, salt: salt)
         }
+    }
+
+    /// - Parameter keepsCheckpoint: what the next round can go on with is left.
+    func removeFiles(keepsCheckpoint: Bool) {
+        for file in named.values { file.remove() }
         garbage.remove()
         trace.remove()
+        if hasCheckpoint, keepsCheckpoint { return }
+        for file in candidates.values { file.remove() }
     }
 
     func run() async throws(CatalogError) {
@@ -155,6 +176,7 @@ final class CollectionRound: @unchecked Sendable {
         }
         try await time(.comparing) { () async throws(CatalogError) in try await compare() }
         if !options.isDryRun {
+            try await discardCheckpoint()
             try await time(.deleting) { () async throws(CatalogError) in try await deleteGarbage() }
         }
         summary.durationMs = Int64((environment.nowNs - began) / 1_000_000)

@@ -28,6 +28,9 @@ final class CollectorRole: @unchecked Sendable {
         beatNs = store.environment.nowNs
     }
 
+    /// The store's rounds have numbers, this is the last one.
+    var round: UInt64 { state.rounds }
+
     /// Makes this the store's collector.
     static func take(_ store: Store, _ options: CollectionOptions) async throws(CatalogError) -> CollectorRole {
         let environment = store.environment

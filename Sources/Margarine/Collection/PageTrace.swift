@@ -45,10 +45,14 @@ final class PageTrace: @unchecked Sendable {
     /// Pages visited.
     private(set) var visited: UInt64 = 0
 
-    init(_ scratch: any ScratchDisk, folder: String, partitionBits: Int, locations: Locations, requests: Int) {
+    init(
+        _ scratch: any ScratchDisk, folder: String, partitionBits: Int, locations: Locations, requests: Int,
+        salt: UInt64
+    ) {
         levels = (0..<ManifestShape.maxDepth).map {
             PartitionedFile(
-                scratch, path: "\(folder)/pages.\($0)", partitionBits: partitionBits, width: PagePlace.width)
+                scratch, path: "\(folder)/pages.\($0)", partitionBits: partitionBits, width: PagePlace.width,
+                salt: salt)
         }
         self.locations = locations
         self.requests = requests
