@@ -48,7 +48,7 @@ struct Collect: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Keep what is found in this directory, made where missing, 100 bytes for each object; else in TMPDIR, for this run alone.",
+            "Keep what is found in this directory, made where missing: 24 bytes for each object, and for each time that one is named. Else in TMPDIR, for this run alone.",
             valueName: "dir"))
     var scratch: String?
 

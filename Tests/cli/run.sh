@@ -221,12 +221,16 @@ t_gc_deletes_what_nothing_needs() {
   same "$(json 'd["graceMs"]')" 86400000
   m 0 gc --grace 3d --json --store "$store"
   same "$(json 'd["graceMs"]')" 259200000
-  for bad in "--grace 899s" "--grace 10s" "--grace 0 --allow-short-grace" "--grace 367d" "--grace soon" "--rate -1" "--rate x"; do
+  for bad in "--grace 899s" "--grace 10s" "--grace 0 --allow-short-grace" "--grace 367d" "--grace soon" "--rate -1" "--rate x" "--dry-run --scratch $dir/gc"; do
     m 64 gc $bad --store "$store"
     one_line
   done
   m 1 gc --dry-run --store "file://$dir/none"
   one_line
+  # What it finds in a directory of the user's choice, which is nobody else's meanwhile.
+  m 0 gc --scratch "$dir/gc" --json --store "$store"
+  same "$(ls "$dir/gc/gc")" ""
+  (flock 9; run 1 "$margined" gc --scratch "$dir/gc" --store "$store"; one_line; has "$err" "'$dir/gc' is in use") 9>"$dir/gc/lock" || exit 1
   same "$(find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'margined-gc.*' -newer "$dir/image" 2>/dev/null)" ""
 }
 

@@ -51,6 +51,13 @@ def expect(holds, what):
         raise Failed(what)
 
 
+def until(what, seconds, holds):
+    end = time.monotonic() + seconds
+    while not holds():
+        expect(time.monotonic() < end, f"{what} took more than {seconds} s")
+        time.sleep(0.05)
+
+
 def run_main(main):
     """Runs a bed; ends every daemon; says in one line what did not hold."""
     status = 0

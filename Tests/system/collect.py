@@ -123,7 +123,17 @@ def main():
         dry = measure("gc", "--dry-run")
         expect(dry["blocks"]["deleted"] == garbage and len(os.listdir(f"{ROOT}/blocks")) == len(blocks), "the dry run's count, or what is left after it")
         expect(not os.path.exists(f"{ROOT}/collection"), "a dry run has written something")
-    summary = measure("gc")
+    # One that is stopped while it lists is gone on with.
+    scratch = f"{WORK}/gc"
+    p = subprocess.Popen([MARGINED, "gc", "--scratch", scratch, "--store", STORE], stderr=subprocess.DEVNULL)
+    until("the listing", 60, lambda: os.path.exists(f"{ROOT}/collection") and b'"phase":"listing"' in open(f"{ROOT}/collection", "rb").read())
+    p.send_signal(signal.SIGTERM)
+    expect(p.wait(60) != 0 and os.path.exists(f"{scratch}/gc/round"), "a collection that was stopped while it listed has kept nothing")
+    expect(len(os.listdir(f"{ROOT}/blocks")) == len(blocks), "a collection has deleted something before it had listed everything")
+    listed = os.path.getsize(f"{scratch}/gc/blocks.found")
+    summary = measure("gc", "--scratch", scratch)
+    say(f"the first run was stopped with {listed >> 10} KiB listed, the second one went on")
+    expect(not os.listdir(f"{scratch}/gc"), "a completed collection has left something on scratch")
     left = set(os.listdir(f"{ROOT}/blocks"))
     expect(not expected - left, f"{len(expected - left)} blocks are gone that are in use or young")
     expect(not left - expected, f"{len(left - expected)} blocks are left that are garbage")

@@ -74,13 +74,6 @@ def write_config(path, locations, near):
     return path
 
 
-def until(what, seconds, holds):
-    end = time.monotonic() + seconds
-    while not holds():
-        expect(time.monotonic() < end, f"{what} took more than {seconds} s")
-        time.sleep(0.05)
-
-
 def same(client, model, what):
     for at in range(0, len(model), 32 * MIB):
         got = bytes(client.read(at, min(32 * MIB, len(model) - at)))
