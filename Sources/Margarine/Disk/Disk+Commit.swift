@@ -94,16 +94,17 @@ extension Disk {
         if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
         let limit = CommitLimit(
             context.grace, bucket: context.locations.nearBucket, environment: context.environment)
-        let base = head.generation
+        let base = head
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
         guard lost == nil else { return }
-        guard head.generation == base else {
+        guard head.generation == base.generation else {
             throw CatalogError(.conflict, "disk '\(name)': its data was moved to another location meanwhile")
         }
-        try await heads.archive(head)
+        try await heads.archive(base)
+        // Of what was written upon `base`, and of nothing that the head may have become since.
         let record = GenerationRecord(
-            diskID: head.diskID, generation: head.generation + 1, epoch: head.epoch, kind: layer.kind,
+            diskID: base.diskID, generation: base.generation + 1, epoch: base.epoch, kind: layer.kind,
             committedAtMs: context.environment.wallMs, journalSequence: layer.lastSequence, newBytes: newBytes,
             manifest: written)
         // One that took too long is tried again from the beginning, with new objects; the layers are all still here.

@@ -19,7 +19,8 @@ extension Disk {
     /// those are taken over. When another server has the disk, it is lost here, and nothing was changed.
     ///
     /// - Parameter limit: of what the head is to name.
-    /// - Throws: the store failed, or the limit is over; nothing is known to have changed. Try again.
+    /// - Throws: `.conflict` when the head has got another generation than the one that `change` follows: make it anew, upon
+    ///   that one. Else the store failed, or the limit is over; nothing is known to have changed. Try again.
     func swapHead(_ change: HeadChange, within limit: CommitLimit? = nil) async throws(CatalogError) {
         await headTurn()
         let failure = await swapInTurn(change, within: limit)
@@ -34,6 +35,12 @@ extension Disk {
             } catch {
                 return error
             }
+            // Whoever looked at the head meanwhile may have found another generation in it.
+            if case .advance(let record) = change, head.generation + 1 != record.generation {
+                return CatalogError(
+                    .conflict,
+                    "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
+            }
             let next = nextHead(change)
             switch await outcome(of: next) {
             case .success(.won(let tag)):
@@ -46,14 +53,7 @@ extension Disk {
                 headTag = tag
                 return nil
             case .success(.lost(let found?, let tag?)):
-                if !adopt(found, tag) {
-                    lose(Disk.describeLoss(found))
-                } else if case .advance(let record) = change, head.generation >= record.generation {
-                    // One whose answer was lost for good: the next try gets the next number.
-                    return CatalogError(
-                        .conflict,
-                        "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
-                }
+                if !adopt(found, tag) { lose(Disk.describeLoss(found)) }
             case .success(.lost):
                 lose("its head is gone from the store")
             case .failure(let error):

@@ -34,6 +34,69 @@ import Testing
         try await bed.waitForGeneration(1)
     }
 
+    /// Somebody makes a generation of the same bytes, of copies at another location, while this server makes the next one.
+    @Test(arguments: ["it archives", "it waits for its turn at the head"])
+    func aCommitIsMadeAnewWhenTheDiskWasMoved(_ when: String) async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        func look() async { await client.onLoop { await (client.device as! Disk).checkOwnership() } }
+        try await client.write(pattern(70_000, 1), at: 0)
+        try await client.flush()
+        try await bed.waitForGeneration(1)
+        let gate = StoreGate()
+        let first = GenerationRecord.key(disk: "d", generation: 1)
+        let looking: Task<Void, Never>?
+        if when == "it archives" {
+            bed.faults.inject(StoreFault(.hold(gate), verb: .put, keyContains: first, count: 1))
+            looking = nil
+        } else {
+            bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "d/head", count: 1))
+            looking = Task { await look() }
+            await gate.waitUntilArrived()
+        }
+        try await client.write(pattern(70_000, 2), at: 4096)
+        try await client.flush()
+        if when == "it archives" {
+            await gate.waitUntilArrived()
+        } else {
+            while bed.store.contents[first] == nil { await bed.environment.sleep(ns: 1_000_000) }
+            await bed.environment.sleep(ns: 50_000_000)
+        }
+        // As `disk localize` does it.
+        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
+        let (head, etag) = try #require(try await heads.load("d"))
+        var moved = try #require(head.record)
+        moved.origin = GenerationRecord.Origin(disk: "d", diskID: head.diskID, generation: 1)
+        moved.generation = 2
+        moved.kind = .localized
+        var after = head
+        after.advance(to: moved)
+        try await heads.archive(head)
+        guard case .won = try await heads.swap(after, expecting: etag) else { fatalError("not won") }
+        if looking == nil { await look() }
+        gate.open()
+        await looking?.value
+
+        try await bed.waitForGeneration(3)
+        #expect(client.disconnected == nil)
+        var bytes = pattern(70_000, 1) + [UInt8](repeating: 0, count: 4096)
+        bytes.replaceSubrange(4096..<74_096, with: pattern(70_000, 2))
+        #expect(try await client.read(bytes.count, at: 0) == bytes)
+        await client.leave(clean: true)
+        bed.kill()
+        // Each generation is there, the moved one too, and the last one shows everything.
+        let now = try await bed.head()
+        let again = try DiskBed(store: bed.store)
+        for number in 1...now.generation {
+            let record = try await heads.record(now, generation: number)
+            #expect((record.kind == .localized) == (number == 2))
+        }
+        let snapshot = try await again.attach("d@\(now.generation)")
+        #expect(try await snapshot.read(bytes.count, at: 0) == bytes)
+        again.kill()
+    }
+
     @Test func aCommittedDiskIsTheSameWithAnEmptyScratch() async throws {
         let bed = try DiskBed()
         try await bed.create()
