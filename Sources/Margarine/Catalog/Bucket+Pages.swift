@@ -8,9 +8,14 @@ extension Bucket {
         prefix: String, after: String? = nil, folders: Bool = false,
         _ body: (Listing) async throws(CatalogError) -> Void
     ) async throws(CatalogError) {
-        let pages = ListingPages(self, prefix: prefix, after: after, folders: folders)
-        while let page = try await CatalogError.wrap({ () async throws(StoreError) in try await pages.next() }) {
+        var after = after
+        repeat {
+            let place = after
+            let page = try await CatalogError.wrap { () async throws(StoreError) in
+                try await list(prefix: prefix, after: place, folders: folders, limit: 1000)
+            }
             try await body(page)
-        }
+            after = page.next
+        } while after != nil
     }
 }
