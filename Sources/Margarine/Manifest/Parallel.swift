@@ -53,7 +53,12 @@ func inOrder<Item: Sendable, Output: Sendable, Failure: Error>(
     @Sendable func numbered(_ number: Int, _ item: Item) async -> (Int, Outcome) {
         // In two steps: see above.
         let outcome: Outcome
-        do throws(Failure) { outcome = .success(try await work(item)) } catch { outcome = .failure(error) }
+        do throws(Failure) {
+            let output = try await work(item)
+            outcome = .success(output)
+        } catch {
+            outcome = .failure(error)
+        }
         return (number, outcome)
     }
     let failure: Failure? = await withTaskGroup(of: (Int, Outcome).self) { group in

@@ -48,7 +48,7 @@ extension FuzzTarget {
 
     private static func sealedDelta(_ input: UnsafeRawBufferPointer) -> Sealed {
         let sealed = Sealed(copying: input)
-        func sealSegment(_ start: Int) {
+        func sealSegment(_ start: Int, _ sealed: borrowing Sealed) {
             guard let count = sealed.get(start + 12, as: UInt32.self), (1...32).contains(count) else { return }
             for patch in 0..<Int(count) {
                 let record = start + 48 + 56 * patch
@@ -61,10 +61,10 @@ extension FuzzTarget {
             sealed.seal(start, length - 8, at: start + length - 8)
         }
         if sealed.get(0) == SegmentHeader.magic {
-            sealSegment(0)
+            sealSegment(0, sealed)
         } else if let count = sealed.get(12, as: UInt32.self), count <= UInt32(input.count / 16) {
             for segment in 0..<Int(count) {
-                sealSegment(Int(sealed.get(40 + 16 * segment + 8, as: UInt32.self) ?? 0))
+                sealSegment(Int(sealed.get(40 + 16 * segment + 8, as: UInt32.self) ?? 0), sealed)
             }
             let length = DeltaIndex.lengthBytes(segments: Int(count))
             sealed.seal(0, length - 8, at: length - 8)
