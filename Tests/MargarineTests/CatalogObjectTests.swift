@@ -88,7 +88,13 @@ struct CatalogObjectTests {
             return ""
         }
         #expect(error(Self.sealed(body)) == "")
-        #expect(error(Self.sealed(body, format: "3")).contains("format version 3"))
+        #expect(error(Self.sealed(body, format: "4")).contains("format version 4"))
+        // Format 3 is what says that lost sessions are elsewhere, and nothing else is.
+        #expect(error(Self.sealed(body, format: "3")).contains("contradicts itself"))
+        let forgetful = body.replacingOccurrences(
+            of: "\"lostSessions\":", with: "\"forgotSessions\":true,\"lostSessions\":")
+        #expect(error(Self.sealed(forgetful, format: "3")) == "")
+        #expect(error(Self.sealed(forgetful)).contains("contradicts itself"))
         // What the first version wrote is read: without pins, and with the history of new disks.
         var old = body
         for member in [

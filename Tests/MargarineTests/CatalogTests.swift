@@ -422,12 +422,30 @@ struct CatalogTests {
         #expect(found.journalSequence == 5)
     }
 
-    @Test func lostSessionsAreBounded() {
+    @Test("row 25: a session stays lost, however many are lost after it")
+    func lostSessionsAreRememberedForEver() async throws {
+        let heads = HeadStore(bucket: MemoryBucket(), environment: SystemEnvironment(workers: 1))
         var head = Head(
             diskID: ObjectID(high: 1, low: 1), name: "d", sizeBytes: 512, options: DiskOptions(), createdAtMs: 0)
         for i in 0..<100 { head.lose(session: "s\(i)") }
-        #expect(head.lostSessions.count == 64 && head.lostSessions.last == "s99" && head.lostSessions.first == "s36")
-        head.lose(session: "s50")
-        #expect(head.lostSessions.count == 64 && head.lostSessions.last == "s50")
+        _ = try await heads.swap(head, expecting: nil)
+        let stored = try #require(try await heads.load("d")).head
+        #expect(
+            stored.lostSessions.count == 64 && stored.lostSessions.last == "s99" && stored.lostSessions.first == "s36")
+        for i in 0..<100 {
+            let isForgotten = try await heads.isForgotten("s\(i)", of: stored)
+            #expect(isForgotten != stored.lostSessions.contains("s\(i)"), "s\(i)")
+        }
+        #expect(try await !heads.isForgotten("new", of: stored))
+        // A later disk of that name has nothing to do with them, and the deletion of the first takes nothing of its own.
+        var later = Head(
+            diskID: ObjectID(high: 1, low: 2), name: "d", sizeBytes: 512, options: DiskOptions(), createdAtMs: 0)
+        for i in 0..<70 { later.lose(session: "t\(i)") }
+        try await heads.remember(later.surplusSessions, of: later)
+        later.forgetSurplus()
+        #expect(try await !heads.isForgotten("s1", of: later))
+        try await heads.forgetLostSessions(of: "d", head.diskID)
+        #expect(try await heads.isForgotten("t1", of: later))
+        #expect(try await !heads.isForgotten("s1", of: stored))
     }
 }

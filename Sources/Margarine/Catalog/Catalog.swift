@@ -170,12 +170,16 @@ package struct Catalog: Sendable {
     ///
     /// - Parameter force: also when a live server has it; the server loses it.
     package func delete(_ name: String, force: Bool = false) async throws(CatalogError) {
+        var buried: (heads: HeadStore, head: Head)?
         _ = try await change(name) { (head: inout Head, heads, alive) async throws(CatalogError) in
             if alive && !force { throw Self.owned(head, "delete it") }
             // Whoever forks it right now finds the generation named until it is retired.
             try await heads.archive(head)
             head.bury()
+            buried = (heads, head)
         }
+        // Left behind, they would do no harm: they are of this disk alone.
+        if let buried { try? await buried.heads.forgetLostSessions(of: name, buried.head.diskID) }
     }
 
     /// Takes a disk from its owner: what the owner did not commit is lost, and the session that was attached is told.

@@ -34,8 +34,11 @@ package struct Head: Sendable, Equatable, Codable {
     package var owner: Owner?
     /// The named session that is attached or whose end is not known; nil if there is none or it ended cleanly.
     package var session: String?
-    /// Named sessions whose acknowledged writes went lost: refused for ever. Newest last, at most `maxLostSessions`.
+    /// Named sessions whose acknowledged writes went lost, or after which another client was served: refused for ever.
+    /// Newest last. A stored head has at most `maxLostSessions`; `HeadStore.swap` moves older ones to objects of their own.
     package private(set) var lostSessions: [String]
+    /// Some lost sessions are in objects of their own (`LostSession`).
+    package private(set) var hasForgotten: Bool
     package var createdAtMs: Int64
     /// A tombstone: the disk was deleted, and its name is free.
     package var deleted: Bool
@@ -56,8 +59,8 @@ package struct Head: Sendable, Equatable, Codable {
     package static let maxSessionBytes = 128
     /// Most pinned generations.
     package static let maxPinned = 1024
-    static let format = 2
-    /// Format 1 has no `pinned`, `readOnly`, `commitWanted` and `historyDensity`.
+    static let format = 3
+    /// Format 1 has no `pinned`, `readOnly`, `commitWanted` and `historyDensity`; format 2 has no `forgotSessions`.
     static let oldestFormat = 1
 
     /// The head of a disk that has never been written.
@@ -70,6 +73,7 @@ package struct Head: Sendable, Equatable, Codable {
         generation = 0
         epoch = 0
         lostSessions = []
+        hasForgotten = false
         deleted = false
         pinned = []
         isReadOnly = false
@@ -101,12 +105,24 @@ package struct Head: Sendable, Equatable, Codable {
     }
     package mutating func unpin(_ number: UInt64) { pinned.removeAll { $0 == number } }
 
-    /// Notes that the session's acknowledged writes are lost. The oldest note leaves when there are too many.
+    /// Notes that the session may never go on.
     package mutating func lose(session: String) {
         lostSessions.removeAll { $0 == session }
         lostSessions.append(session)
-        lostSessions.removeFirst(max(0, lostSessions.count - Self.maxLostSessions))
     }
+
+    /// Lost sessions that have no room in the head, oldest first.
+    var surplusSessions: ArraySlice<String> { lostSessions.dropLast(Self.maxLostSessions) }
+
+    /// Its surplus is in objects of its own.
+    mutating func forgetSurplus() {
+        if surplusSessions.isEmpty { return }
+        lostSessions.removeFirst(surplusSessions.count)
+        hasForgotten = true
+    }
+
+    /// The session has the disk after all, and has lost nothing.
+    package mutating func regain(session: String) { lostSessions.removeAll { $0 == session } }
 
     /// Takes the disk from whoever has it: no swap of theirs wins any more, and their session's writes are lost.
     package mutating func dispossess() {
@@ -122,6 +138,7 @@ package struct Head: Sendable, Equatable, Codable {
         deleted = true
         record = nil
         lostSessions = []
+        hasForgotten = false
         pinned = []
         commitWanted = nil
         isReadOnly = false
@@ -135,14 +152,16 @@ package struct Head: Sendable, Equatable, Codable {
 
     package static func key(disk name: String) -> String { "disks/\(name)/head" }
 
-    func encoded() -> [UInt8] { ControlObject.seal(self, kind: "head", format: Self.format) }
+    /// Format 3 only where it says more than format 2: the versions before this one read the others.
+    func encoded() -> [UInt8] { ControlObject.seal(self, kind: "head", format: hasForgotten ? Self.format : 2) }
 
     /// Reads and checks the head stored for `name`.
     static func decode(_ bytes: [UInt8], name: String) throws(CatalogError) -> Head {
         let what = "the head of disk '\(name)'"
         let head = try ControlObject.open(
             Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
-        guard head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
+        let saysFormat3 = bytes.starts(with: Array("{\"margarine\":\"head\",\"format\":3".utf8))
+        guard saysFormat3 == head.hasForgotten, head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
             head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
             ControlObject.times.contains(head.owner?.sinceMs ?? 0),
             (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),
@@ -158,7 +177,7 @@ package struct Head: Sendable, Equatable, Codable {
 
     enum CodingKeys: String, CodingKey {
         case diskID, name, sizeBytes, options, generation, epoch, owner, session, lostSessions, createdAtMs, deleted,
-            record, nonce, pinned, readOnly, commitWanted
+            record, nonce, pinned, readOnly, commitWanted, forgotSessions
     }
 
     package init(from decoder: any Decoder) throws {
@@ -172,6 +191,7 @@ package struct Head: Sendable, Equatable, Codable {
         owner = try c.decodeIfPresent(Owner.self, forKey: .owner)
         session = try c.decodeIfPresent(String.self, forKey: .session)
         lostSessions = try c.decode([String].self, forKey: .lostSessions)
+        hasForgotten = try c.decodeIfPresent(Bool.self, forKey: .forgotSessions) ?? false
         createdAtMs = try c.decode(Int64.self, forKey: .createdAtMs)
         deleted = try c.decode(Bool.self, forKey: .deleted)
         record = try c.decodeIfPresent(GenerationRecord.self, forKey: .record)
@@ -192,6 +212,7 @@ package struct Head: Sendable, Equatable, Codable {
         try c.encodeIfPresent(owner, forKey: .owner)
         try c.encodeIfPresent(session, forKey: .session)
         try c.encode(lostSessions, forKey: .lostSessions)
+        if hasForgotten { try c.encode(true, forKey: .forgotSessions) }
         try c.encode(createdAtMs, forKey: .createdAtMs)
         try c.encode(deleted, forKey: .deleted)
         try c.encodeIfPresent(record, forKey: .record)

@@ -78,6 +78,8 @@ package struct HeadStore: Sendable {
     ///   that nothing was changed.
     package func swap(_ head: Head, expecting: ETag?) async throws(CatalogError) -> HeadSwap {
         var head = head
+        try await remember(head.surplusSessions, of: head)
+        head.forgetSurplus()
         head.nonce = environment.objectID()
         let condition: PutCondition = expecting.map { .matches($0) } ?? .absent
         let outcome = try await CatalogError.wrap { () async throws(StoreError) in

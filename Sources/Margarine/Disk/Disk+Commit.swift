@@ -22,7 +22,7 @@ extension Disk {
 
     private func isDue(_ layer: Layer) -> Bool {
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
-        return isDraining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
+        return tenure == .draining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
             || layer.dataBytes >= context.settings.commitBytes
             || journal.liveBytes > context.settings.journalLimitBytes / 2 || context.journals.isFilling
             || nowNs >= layer.frozenAtNs + interval
@@ -32,7 +32,7 @@ extension Disk {
     func startCommit() {
         commitTimer?.cancel()
         commitTimer = nil
-        guard !isCommitting, lost == nil, waiting != nil || committing != nil || headIsStale else { return }
+        guard !isCommitting, lost == nil, waiting != nil || committing != nil || isHeadStale else { return }
         isCommitting = true
         context.spawn { [self] in await commitAll() }
     }
@@ -55,8 +55,8 @@ extension Disk {
                 if let layer = committing {
                     commitStartedNs = nowNs
                     try await commit(layer)
-                } else if headIsStale {
-                    try await swapHead(.none)
+                } else if isHeadStale {
+                    try await swapHead(.note)
                 }
                 backoffMs = 200
                 hasFailed = false
@@ -78,11 +78,10 @@ extension Disk {
                 backoffMs = min(backoffMs * 2, 5_000)
                 continue
             }
-            if committing == nil, waiting.map({ !isDue($0) }) ?? !headIsStale { break }
+            if committing == nil, waiting.map({ !isDue($0) }) ?? !isHeadStale { break }
         }
         isCommitting = false
         scheduleCommit()
-        if session == nil, lost == nil { scheduleRelease() }
     }
 
     /// Makes `layer` the next generation.

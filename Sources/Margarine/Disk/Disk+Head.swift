@@ -1,56 +1,61 @@
-// Swapping the head: the one place where this server says something about a disk that others hear. One swap at a time.
+// The one writer of the head: a queue of intents, one at a time. What an intent means for the disk happens after its swap was
+// won, and not before.
 
 internal import BlockCache
 internal import Logging
 internal import ObjectStore
 internal import Runtime
 
-/// What a swap of the head says, besides the present session.
-enum HeadChange {
-    case none
-    /// A new generation.
-    case advance(GenerationRecord)
-    /// This server has the disk no more.
-    case release
+/// Hands out turns in the order in which they were asked for. Owned by one loop.
+final class Turns {
+    private var isTaken = false
+    private var waiting: [CheckedContinuation<Void, Never>] = []
+
+    func take() async {
+        if isTaken { return await withCheckedContinuation { waiting.append($0) } }
+        isTaken = true
+    }
+
+    func give() {
+        if waiting.isEmpty { isTaken = false } else { waiting.removeFirst().resume() }
+    }
 }
 
 extension Disk {
-    /// Stores the head with `change` applied, and with the present session. When a user changed options or size meanwhile,
-    /// those are taken over. When another server has the disk, it is lost here, and nothing was changed.
+    /// Stores the head that carries out `intent`. When a user changed options or size meanwhile, those are taken over. When
+    /// another server has the disk, it is lost here, and nothing was changed.
     ///
     /// - Parameter limit: of what the head is to name.
-    /// - Throws: `.conflict` when the head has got another generation than the one that `change` follows: make it anew, upon
-    ///   that one. Else the store failed, or the limit is over; nothing is known to have changed. Try again.
-    func swapHead(_ change: HeadChange, within limit: CommitLimit? = nil) async throws(CatalogError) {
-        await headTurn()
-        let failure = await swapInTurn(change, within: limit)
-        endHeadTurn()
+    /// - Throws: `.conflict` when the intent no longer fits: the head has got another generation than the one that it
+    ///   follows (make it anew, upon that one), or the disk is in use again. Else the store failed, or the limit is over;
+    ///   nothing is known to have changed. Try again.
+    func swapHead(_ intent: HeadIntent, within limit: CommitLimit? = nil) async throws(CatalogError) {
+        await headTurns.take()
+        let failure = await swapInTurn(intent, within: limit)
+        headTurns.give()
         if let failure { throw failure }
     }
 
-    private func swapInTurn(_ change: HeadChange, within limit: CommitLimit?) async -> CatalogError? {
+    private func swapInTurn(_ intent: HeadIntent, within limit: CommitLimit?) async -> CatalogError? {
         while lost == nil {
             do throws(CatalogError) {
                 try await limit?.check(what: "disk '\(name)': a commit")
+                try stillFits(intent)
             } catch {
                 return error
             }
-            // Whoever looked at the head meanwhile may have found another generation in it.
-            if case .advance(let record) = change, head.generation + 1 != record.generation {
-                return CatalogError(
-                    .conflict,
-                    "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
+            let next = head.next(intent, notes)
+            // Saying what is said already costs nothing.
+            switch intent {
+            case .note, .admit: if next == head { return nil }
+            case .advance, .release: break
             }
-            let next = nextHead(change)
             switch await outcome(of: next) {
             case .success(.won(let tag)):
-                head = next
-                headTag = tag
-                headIsStale = false
+                won(next, tag)
                 return nil
             case .success(.lost(_, let tag?)) where context.settings.fault == .lostSwapTakenForWon:
-                head = next
-                headTag = tag
+                won(next, tag)
                 return nil
             case .success(.lost(let found?, let tag?)):
                 if !adopt(found, tag) { lose(Disk.describeLoss(found)) }
@@ -58,32 +63,40 @@ extension Disk {
                 lose("its head is gone from the store")
             case .failure(let error):
                 // It may have taken effect after all: look before the next try.
-                if error.kind == .store(.unclear) { await lookAgain() }
+                if error.kind == .store(.unclear) { await lookInTurn() }
                 return error
             }
         }
         return nil
     }
 
-    /// The head as it is to be, with the present session.
-    private func nextHead(_ change: HeadChange) -> Head {
-        var next = head
-        switch change {
-        case .none: break
-        case .advance(let record): next.advance(to: record)
-        case .release: next.owner = nil
+    /// Looks at what may have changed while the intent waited for its turn.
+    private func stillFits(_ intent: HeadIntent) throws(CatalogError) {
+        switch intent {
+        case .note, .admit: break
+        // Whoever looked at the head meanwhile may have found another generation in it.
+        case .advance(let record):
+            guard head.generation + 1 == record.generation else {
+                throw CatalogError(
+                    .conflict,
+                    "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
+            }
+        case .release:
+            let isAsked = tenure == .releasing || tenure == .draining || context.settings.fault == .releaseIgnoresAdmission
+            guard isAsked, isClean, session == nil || context.settings.fault == .releaseIgnoresAdmission else {
+                throw CatalogError(.conflict, "disk '\(name)' is in use again")
+            }
         }
-        if next.commitWanted != nil, wantedSequence <= next.journalSequence { next.commitWanted = nil }
-        if let ended, ended.sequence <= next.journalSequence { self.ended = nil }
-        // A disk that is given back is never replayed: then the head alone knows.
-        let isGivenBack = next.owner == nil
-        let unjournaled = next.session.map { unjournaledLosses.contains($0) } ?? false
-        next.session = isGivenBack ? nil : session?.name ?? ended?.name ?? (unjournaled ? next.session : nil)
-        for name in lostSessions where !next.lostSessions.contains(name) {
-            if isGivenBack || !unjournaledLosses.contains(name) { next.lose(session: name) }
-        }
-        return next
     }
+
+    private func won(_ next: Head, _ tag: ETag) {
+        head = next
+        headTag = tag
+        notes.settle(by: next)
+    }
+
+    /// The stored head does not say what it has to.
+    var isHeadStale: Bool { head.next(.note, notes) != head }
 
     private func outcome(of next: Head) async -> Result<HeadSwap, CatalogError> {
         do throws(CatalogError) {
@@ -93,12 +106,14 @@ extension Disk {
         }
     }
 
-    private func lookAgain() async {
-        guard let found = await loaded() else { return }
-        if !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+    /// Takes over what the stored head says. false: it can't be read.
+    @discardableResult
+    private func lookInTurn() async -> Bool {
+        if lost != nil { return true }
+        guard let found = try? await heads.load(name) else { return false }
+        if lost == nil, found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+        return true
     }
-
-    private func loaded() async -> (head: Head, etag: ETag)? { try? await heads.load(name) }
 
     /// Takes over what a user changed in the head. false: it is no longer ours.
     private func adopt(_ found: Head, _ tag: ETag) -> Bool {
@@ -122,10 +137,7 @@ extension Disk {
     }
 
     /// What is safe now is to be committed at once, and the wish for it taken out of the head.
-    func noteWanted() {
-        wantedSequence = (waiting ?? committing)?.lastSequence ?? head.journalSequence
-        headIsStale = true
-    }
+    func noteWanted() { notes.wantedSequence = (waiting ?? committing)?.lastSequence ?? head.journalSequence }
 
     private static func describeLoss(_ found: Head) -> String {
         if found.deleted { return "it was deleted" }
@@ -133,9 +145,11 @@ extension Disk {
         return "server \(owner.server) on \(owner.host) has taken it (epoch \(found.epoch))"
     }
 
+    // MARK: Looking
+
     /// Looks whether the disk is still ours, and at what users changed. Called with every heartbeat.
     func checkOwnership() async {
-        guard lost == nil, !isReleasing else { return }
+        guard lost == nil, tenure != .releasing else { return }
         _ = await lookAtHead()
     }
 
@@ -152,29 +166,18 @@ extension Disk {
         }
     }
 
-    /// Takes over what the stored head says. false: it can't be read.
+    /// Takes over what the stored head says. One look serves all who asked before it began. false: it can't be read.
     private func lookAtHead() async -> Bool {
-        await headTurn()
-        defer { endHeadTurn() }
-        if lost != nil { return true }
-        guard let found = await loaded() else { return false }
-        if lost == nil, found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
-        return true
-    }
-
-    private func headTurn() async {
-        if !isSwapping {
-            isSwapping = true
-            return
+        if lookWaiters.isEmpty {
+            context.spawn { [self] in
+                await headTurns.take()
+                let served = lookWaiters
+                lookWaiters = []
+                let isDone = await lookInTurn()
+                headTurns.give()
+                for waiter in served { waiter.resume(returning: isDone) }
+            }
         }
-        await withCheckedContinuation { swapWaiters.append($0) }
-    }
-
-    private func endHeadTurn() {
-        if swapWaiters.isEmpty {
-            isSwapping = false
-        } else {
-            swapWaiters.removeFirst().resume()
-        }
+        return await withCheckedContinuation { lookWaiters.append($0) }
     }
 }

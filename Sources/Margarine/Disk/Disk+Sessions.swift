@@ -1,122 +1,94 @@
-// Sessions: who may send requests, what a lost connection means, and rolling back. Rules 1 to 3 of the design's "What a
-// dropped connection means" are here.
+// What becomes of a disk when clients come and go: the state machine's steps carried out, lost connections, rolling back and
+// giving the disk back. Rules 1 to 3 of the design's "What a dropped connection means" are here.
 //
-// Always holds: at most one session; a request of a connection that left never takes effect afterwards; a session name whose
-// acknowledged writes were undone is in `lostSessions` before anyone else is admitted.
+// Always holds: at most one session; a request of a connection that left never takes effect afterwards; a session whose
+// acknowledged writes were undone is in `notes.lost` or in the head before anyone else is admitted.
 
 internal import BlockCache
 internal import Logging
 internal import Runtime
 
 extension Disk {
-    /// How long an admission stands before its connection must have joined.
-    private static let admissionMs: UInt64 = 30_000
+    // MARK: The state machine
 
-    private var isLive: Bool { !clients.isEmpty || (session?.admissions ?? 0) > 0 }
+    /// Lets `event` happen: the one place where `tenure` changes.
+    @discardableResult
+    func happen(_ event: TenureEvent) -> TenureAnswer? {
+        guard let step = Tenure.transition(tenure, event) ?? faulty(event) else {
+            // A mistake of ours: better no service than a wrong one.
+            context.problem("disk \(name): '\(event)' can't happen while it is '\(tenure)'")
+            if event != .taken { lose("an internal error (\(event) while \(tenure))") }
+            return nil
+        }
+        let last = tenure
+        tenure = step.next
+        if tenure != .away, tenure != .challenged {
+            windowTimer?.cancel()
+            windowTimer = nil
+        }
+        if tenure != .idle, context.settings.fault != .releaseIgnoresAdmission {
+            restTimer?.cancel()
+            restTimer = nil
+        }
+        for effect in step.effects { carryOut(effect) }
+        if last.isUndecided, last != step.next { wakeOutcomeWaiters() }
+        return step.answer
+    }
 
-    /// Decides whether a client may attach, and makes it part of the running session or the first of a new one.
-    func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission {
-        // A named session finds what it was told, or is refused.
-        if session == nil || name == nil { try await confirmOwnership() }
-        while !unjournaledLosses.isEmpty, journal.failure == nil, lost == nil {
-            await context.environment.sleep(ns: 1_000_000)
+    /// For `Fault.releaseIgnoresAdmission`: what a release does that nothing holds up.
+    private func faulty(_ event: TenureEvent) -> TenureStep? {
+        guard context.settings.fault == .releaseIgnoresAdmission else { return nil }
+        switch event {
+        case .gaveBack: return TenureStep(.released, nil, [.leave])
+        case .restEnded: return TenureStep(tenure, nil, [.release])
+        case .keptIt: return TenureStep(tenure)
+        default: return nil
         }
-        if !unjournaledLosses.isEmpty, lost == nil {
-            throw AttachError(
-                .unavailable,
-                "disk '\(self.name)' went back to its last safe point, and its journal can't be written to say so; mend the scratch disk and start margined anew"
-            )
+    }
+
+    private func carryOut(_ effect: TenureEffect) {
+        switch effect {
+        case .endSession: endSession(isOver: true)
+        case .openWindow: openWindow()
+        case .rollBack: rollBack()
+        case .rest: rest()
+        case .release: context.spawn { [self] in await giveBack() }
+        case .leave: leaveDisk()
         }
-        if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
-        if isDraining { throw AttachError(.shutdown, "the server is shutting down") }
-        if let name, lostSessions.contains(name) {
-            throw AttachError(
-                .refused,
-                "disk '\(self.name)' went back to its last safe point while session '\(name)' was away, so that session can't go on; "
-                    + "unmount, and attach under a new session name")
-        }
-        if let running = session, !running.admits(name: name, host: client.host, isLive: isLive) {
-            if isLive {
-                throw AttachError(
-                    .refused,
-                    "disk '\(self.name)' is in use by \(running.description); a disk has one writer: detach there first"
-                )
-            }
-            // The client that was away has been replaced: its writes stay, but it may never go on.
-            replace(running.name)
-            session = nil
-        }
-        windowTimer?.cancel()
-        windowTimer = nil
-        let admitted: Session
-        if let session {
-            admitted = session
+    }
+
+    /// Begins as the opening found it: `found` may come back, to find exactly what it was told.
+    func begin(found: Session?) {
+        precondition(tenure == .idle && session == nil)
+        if let found {
+            session = found
+            found.droppedAtNs = nowNs
+            tenure = .away
+            openWindow()
+            startCommit()
         } else {
-            if let ended, !ended.isOver, ended.name != name { replace(ended.name) }
-            ended = nil
-            admitted = Session(
-                name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
-            session = admitted
-        }
-        admitted.admissions += 1
-        let ticket = Admission.Ticket(admitted)
-        do throws(AttachError) {
-            if needsSuperBlockLook, await lookForSuperBlock() != nil {
-                throw AttachError(
-                    .unavailable, "disk '\(self.name)' can't be read now\(context.locations.troubles); try again")
-            }
-            if head.session != admitted.name, admitted.name != nil { try await recordSession() }
-        } catch {
-            lapse(ticket)
-            throw error
-        }
-        context.after(ns: Disk.admissionMs * 1_000_000) { [weak self] in self?.lapse(ticket) }
-        return Admission(ticket) { [weak self, loop = context.loop] ticket in
-            loop.post { [weak self] in self?.lapse(ticket) }
+            rollBack()
+            rest()
         }
     }
 
-    /// The head names the session before its first request is served.
-    private func recordSession() async throws(AttachError) {
-        do {
-            try await swapHead(.none)
-        } catch {
-            throw AttachError(.unavailable, "disk '\(name)': the session could not be recorded: \(error)")
-        }
-        if let lost { throw AttachError(.refused, "disk '\(name)': \(lost)") }
+    /// Returns when what is undecided now is decided.
+    func outcome() async {
+        guard tenure.isUndecided else { return }
+        await withCheckedContinuation { outcomeWaiters.append($0) }
     }
 
-    /// An admission that was never joined: its client has gone within the handshake.
-    private func lapse(_ ticket: Admission.Ticket) {
-        guard !ticket.isRedeemed else { return }
-        ticket.isRedeemed = true
-        ticket.session.admissions -= 1
-        if session === ticket.session, lost == nil, !isLive { connectionsGone(clean: false) }
+    private func wakeOutcomeWaiters() {
+        let waiters = outcomeWaiters
+        outcomeWaiters = []
+        for waiter in waiters { waiter.resume() }
     }
 
-    package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
-        guard let ticket = (admission as? Admission)?.ticket, !ticket.isRedeemed, lost == nil,
-            session === ticket.session
-        else {
-            return ready(AttachError(.refused, "disk '\(name)': the attachment has lapsed; attach again"))
-        }
-        ticket.isRedeemed = true
-        ticket.session.admissions -= 1
-        ticket.session.droppedAtNs = nil
-        let others = clients
-        clients.append(client)
-        if others.isEmpty { return ready(nil) }
-        nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
-        context.spawn { [self] in
-            await settle(waiting.others)
-            let stands = lost == nil && isConnected(waiting.client)
-            waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
-        }
-    }
+    // MARK: Connections
 
     /// Before a further connection of a session is served, all that the others had sent takes effect or never will: they
     /// may be dead without knowing it, and their requests be sent again on the new one.
-    private func settle(_ others: [any DeviceClient]) async {
+    func settle(_ others: [any DeviceClient]) async {
         let deadline = nowNs + 2_000_000_000
         var isFirst = true
         while true {
@@ -139,7 +111,7 @@ extension Disk {
         }
     }
 
-    private func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
+    func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
 
     private func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
@@ -152,9 +124,10 @@ extension Disk {
         clients.remove(at: place)
         for request in pendingRequests.values where request.client === client { request.isCancelled = true }
         if clean { session?.cleanSequence = journal.lastSequence }
-        if lost != nil { return }
-        if !isLive { return connectionsGone(clean: clean) }
-        if clean, clients.isEmpty {
+        if lost != nil || !clients.isEmpty { return }
+        if session?.admissions == 0 { return connectionsGone(clean: clean) }
+        happen(.unjoined)
+        if clean {
             // Another one is within its handshake, or was cut there, and has written nothing: what there is ended cleanly.
             markSafePoint(.clean)
             _ = journal.append()
@@ -163,126 +136,96 @@ extension Disk {
 
     /// The last connection is gone. A client that ended with DISC is done, though a connection that it had given up before
     /// be found dead only now: then nothing was written since.
-    private func connectionsGone(clean: Bool) {
+    func connectionsGone(clean: Bool) {
         if clean || session.map({ $0.cleanSequence > 0 && $0.cleanSequence >= active.lastSequence }) ?? false {
             markSafePoint(.clean)
             _ = journal.append()
-            endSession(isOver: true)
+            happen(.endedCleanly)
             startCommit()
-            scheduleRelease()
-            return
+        } else {
+            session?.droppedAtNs = nowNs
+            happen(.cut)
         }
-        session?.droppedAtNs = nowNs
-        openWindow()
     }
 
     /// Keeps a session without connections for the resume window, then rolls back.
-    func openWindow() {
+    private func openWindow() {
         let window = head.options.resumeWindowMs
-        if window == 0 { return rollBack() }
-        windowTimer?.cancel()
-        windowTimer = context.after(ns: UInt64(window) * 1_000_000) { [weak self] in
-            guard let self, lost == nil, !isLive, session != nil else { return }
-            rollBack()
+        if window == 0 {
+            happen(.windowEnded)
+            return
         }
+        windowTimer = context.after(ns: UInt64(window) * 1_000_000) { [weak self] in self?.happen(.windowEnded) }
     }
+
+    // MARK: Rolling back
 
     /// Goes back to the last safe point: drops the active layer, O(what it touched). The session ends; if anything of it was
     /// undone it can never go on.
     func rollBack() {
-        windowTimer?.cancel()
-        windowTimer = nil
         if !active.isEmpty {
             log.notice(
                 "disk \(name): rolled back to its last safe point: \(active.dataBytes) bytes of \(session?.description ?? "a lost session") are undone"
             )
             let gone = session?.name
             let sum = gone.map { JournalFormat.sessionSum($0) } ?? 0
-            forget(gone)
+            if let gone, context.settings.fault != .lostSessionResumes {
+                notes.lost.append(gone)
+                notes.unjournaled.insert(gone)
+            }
             session = nil
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
-            if let gone { unjournaledLosses.insert(gone) }
             whenAppended { [self] error in
-                guard error == nil, let gone, unjournaledLosses.remove(gone) != nil else { return }
-                headIsStale = true
+                guard error == nil, let gone, notes.unjournaled.remove(gone) != nil else { return }
                 startCommit()
             }
         }
         endSession(isOver: false)
         flushedSinceSuper = true
         startCommit()
-        scheduleRelease()
     }
 
     /// The session has ended with everything in safe points. The head names it until they are committed: on another server,
     /// which knows nothing of them, it must not go on. `isOver`: its client is done.
     private func endSession(isOver: Bool) {
         if let name = session?.name {
-            headIsStale = headIsStale || head.session != nil
-            ended = Ended(name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
+            notes.ended = EndedSession(
+                name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
         }
         session = nil
-    }
-
-    /// A session that has ended, and the journal record up to which it must be committed.
-    struct Ended {
-        var name: String
-        var sequence: UInt64
-        var isOver: Bool
-    }
-
-    /// Another client is served after the session of that name: it may not go on.
-    private func replace(_ name: String?) {
-        guard let name else { return }
-        forget(name)
-        journal.mark(.sessionReplaced, JournalFormat.sessionSum(name))
-        whenAppended { _ in }
-    }
-
-    /// The session may never come back.
-    private func forget(_ name: String?) {
-        guard let name, context.settings.fault != .lostSessionResumes else { return }
-        lostSessions.removeAll { $0 == name }
-        lostSessions.append(name)
-        if lostSessions.count > Head.maxLostSessions { lostSessions.removeFirst() }
-        headIsStale = true
     }
 
     // MARK: Giving the disk back
 
     /// A disk that nobody uses is given back after a while, so that it costs nothing and any server may take it.
-    func scheduleRelease() {
+    private func rest() {
+        restTimer?.cancel()
         let delay = UInt64(context.settings.releaseAfterMs) * 1_000_000
-        context.after(ns: delay) { [weak self] in
-            guard let self, lost == nil, session == nil, !isDraining, !isLive else { return }
-            context.spawn { [self] in await releaseIfIdle() }
+        restTimer = context.after(ns: delay) { [weak self] in
+            guard let self, lost == nil else { return }
+            restTimer = nil
+            if isClean { happen(.restEnded) } else if tenure == .idle { rest() }
         }
     }
 
-    func releaseIfIdle() async {
-        guard session == nil, !isLive, isClean, lost == nil else { return }
-        isReleasing = true
-        defer { isReleasing = false }
+    private func giveBack() async {
         do {
             try await swapHead(.release)
         } catch {
             log.notice("disk \(name): could not be given back: \(error)")
+            happen(.keptIt)
             return
         }
-        guard lost == nil else { return }
-        lost = "it was given back; attach again"
-        wasReleased = true
-        journal.removeAll()
-        onGone(self)
+        if lost == nil { happen(.gaveBack) }
     }
 
     /// Ends service for a shutdown: connections end, what is safe is committed. What a session may still resume stays in
     /// the journal, and the disk stays this server's.
     func drain() async {
-        isDraining = true
+        happen(.serverEnds)
         for client in clients {
             clients.removeAll { $0 === client }
             for request in pendingRequests.values where request.client === client { request.isCancelled = true }
@@ -295,6 +238,37 @@ extension Disk {
             startCommit()
             await context.environment.sleep(ns: 5_000_000)
         }
-        if lost == nil, session == nil { await releaseIfIdle() }
+        if lost == nil, session == nil, isClean { await giveBack() }
+    }
+
+    // MARK: The end
+
+    /// Another server has the disk (or it was deleted): stop serving it at once.
+    func lose(_ reason: String) {
+        guard lost == nil else { return }
+        lost = reason
+        log.error("disk \(name): \(reason); it is no longer served here")
+        happen(.taken)
+    }
+
+    /// It is this server's no more: lost, or given back.
+    private func leaveDisk() {
+        if lost == nil {
+            lost = "it was given back; attach again"
+            journal.removeAll()
+        }
+        commitTimer?.cancel()
+        for request in Array(pendingRequests.values) { request.isCancelled = true }
+        let last = clients
+        clients = []
+        for client in last { client.disconnect(reason: lost!) }
+        let waiters = commitWaiters
+        commitWaiters = []
+        for waiter in waiters { waiter.done(.shutdown) }
+        let appends = appendWaiters
+        appendWaiters = []
+        for waiter in appends { waiter.done(.shutdown) }
+        wakeRoomWaiters()
+        onGone(self)
     }
 }

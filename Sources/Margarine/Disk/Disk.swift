@@ -24,6 +24,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     // What the store says, as this server last wrote it.
     var head: Head
     var headTag: ETag
+    /// What the head has to say of sessions and wishes.
+    var notes = HeadNotes()
+    let headTurns = Turns()
+    /// Who wait for a look at the head that has not begun.
+    var lookWaiters: [CheckedContinuation<Bool, Never>] = []
     var manifest: Manifest
 
     /// The slots of the write that is being applied.
@@ -45,13 +50,19 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var needsSuperBlockLook = true
 
     // Sessions (Disk+Sessions).
-    var session: Session?
+    /// Who may use the disk; changed by `happen` alone.
+    var tenure = Tenure.idle
+    /// Who has it: there while `tenure` is reserved, live, away, challenged or overdue, and may be while draining.
+    var session: Session? {
+        didSet { notes.session = session?.name }
+    }
     var clients: [any DeviceClient] = []
+    /// Of `away` and `challenged`.
     var windowTimer: LoopTimer?
-    var lostSessions: [String] = []
-    /// Those among them whose roll-back is not in the journal yet. The head must not know of it before: a restart would find
-    /// the session lost and its writes still there.
-    var unjournaledLosses: Set<String> = []
+    /// Of `idle`.
+    var restTimer: LoopTimer?
+    /// Who asked while something was undecided.
+    var outcomeWaiters: [CheckedContinuation<Void, Never>] = []
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
 
     // Committing (Disk+Commit).
@@ -62,15 +73,6 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var roomWaiters: [CheckedContinuation<Void, Never>] = []
     var lastCommitError: String?
     var commitStartedNs: UInt64?
-    /// Head changes that have to reach the store though no data waits (session names).
-    var headIsStale = false
-    /// What must be committed before somebody's wish (`Head.commitWanted`) is fulfilled, by journal sequence.
-    var wantedSequence: UInt64 = 0
-    var isSwapping = false
-    var swapWaiters: [CheckedContinuation<Void, Never>] = []
-    var isReleasing = false
-    /// Given back to the store; whoever wants it opens it again.
-    var wasReleased = false
 
     // Counted for `margined status`.
     var commits: UInt64 = 0
@@ -79,13 +81,10 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
-    /// The last session, once it has ended; see `endSession`.
-    var ended: Ended?
     /// Opened for the client that is about to be admitted: its head was swapped just now.
     var isFresh = false
     /// Why this server no longer has the disk.
     var lost: String?
-    var isDraining = false
     /// Told when the disk is done for here (lost, or released).
     var onGone: (Disk) -> Void = { _ in }
 
@@ -110,7 +109,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             waiting.kind = replayed.waitingKind
             waiting.frozenAtNs = context.environment.nowNs
         }
-        lostSessions = head.lostSessions
+        notes.fault = context.settings.fault
         if head.commitWanted != nil { noteWanted() }
         journal.onAppended = { [weak self] turn, error in self?.appended(turn: turn, error: error) }
     }
@@ -227,26 +226,5 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         let waiters = roomWaiters
         roomWaiters = []
         for waiter in waiters { waiter.resume() }
-    }
-
-    // MARK: The end
-
-    /// Another server has the disk (or it was deleted): stop serving it at once.
-    func lose(_ reason: String) {
-        guard lost == nil else { return }
-        lost = reason
-        log.error("disk \(name): \(reason); it is no longer served here")
-        windowTimer?.cancel()
-        commitTimer?.cancel()
-        for request in Array(pendingRequests.values) { request.isCancelled = true }
-        for client in clients { client.disconnect(reason: reason) }
-        let waiters = commitWaiters
-        commitWaiters = []
-        for waiter in waiters { waiter.done(.shutdown) }
-        let appends = appendWaiters
-        appendWaiters = []
-        for waiter in appends { waiter.done(.shutdown) }
-        wakeRoomWaiters()
-        onGone(self)
     }
 }

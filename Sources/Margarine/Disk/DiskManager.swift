@@ -31,9 +31,17 @@ package final class DiskManager: ExportProvider {
         var generation: UInt64
         var name: String
     }
+    /// A generation that is attached. It is named, and its snapshot stays, as long as anybody uses it or is being admitted.
+    private struct Reading {
+        var snapshot: Snapshot
+        var context: DiskContext
+        /// Clients, and those being admitted. Counted under the manager's lock, so that the last one who leaves and the
+        /// first one who comes agree on whether it goes on.
+        var users = 0
+    }
     private struct State {
         var disks: [String: Opening] = [:]
-        var snapshots: [SnapshotKey: (snapshot: Snapshot, context: DiskContext)] = [:]
+        var snapshots: [SnapshotKey: Reading] = [:]
         var count: UInt64 = 0
         var isDraining = false
     }
@@ -108,15 +116,10 @@ package final class DiskManager: ExportProvider {
             }
             let (context, disk) = try await open(export.disk, session: export.session, known: known)
             let admitted: Result<Admission?, AttachError> = await context.run {
-                // Given back just now: open it again.
-                while disk.isReleasing { await context.environment.sleep(ns: 5_000_000) }
-                if disk.wasReleased { return .success(nil) }
-                let wasOurs = disk.lost == nil
                 do throws(AttachError) {
                     return .success(try await disk.admit(session: export.session, client: client))
                 } catch {
-                    // Found out just now that another server has it: that is for the opening to judge.
-                    return wasOurs && disk.lost != nil ? .success(nil) : .failure(error)
+                    return .failure(error)
                 }
             }
             if let admission = try admitted.get() {
@@ -274,27 +277,39 @@ package final class DiskManager: ExportProvider {
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
         let (snapshot, context) = state.withLock { state in
-            if let present = state.snapshots[key] { return present }
-            state.count += 1
-            let context = contexts[Int(state.count % UInt64(contexts.count))]
-            context.startOnce()
-            let made = (
-                Snapshot(
-                    name: key.name,
-                    manifest: Manifest(
-                        sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests),
-                    context: context), context
-            )
-            state.snapshots[key] = made
-            return made
+            var reading = state.snapshots[key] ?? read(key, sizeBytes, record, &state)
+            if reading.context.settings.fault != .snapshotGoneWhileAdmitting { reading.users += 1 }
+            state.snapshots[key] = reading
+            return (reading.snapshot, reading.context)
         }
-        let ticket = await context.run { [weak self] in
-            snapshot.onGone = { gone in
-                self?.state.withLock { if $0.snapshots[key]?.snapshot === gone { $0.snapshots[key] = nil } }
-            }
-            return snapshot.admit()
+        let ticket = await context.run { snapshot.admit() }
+        if context.settings.fault == .snapshotGoneWhileAdmitting {
+            state.withLock { $0.snapshots[key]?.users += 1 }
         }
         return AttachedDevice(device: snapshot, loop: context.loop, admission: ticket)
+    }
+
+    private func read(
+        _ key: SnapshotKey, _ sizeBytes: UInt64, _ record: GenerationRecord?, _ state: inout State
+    ) -> Reading {
+        state.count += 1
+        let context = contexts[Int(state.count % UInt64(contexts.count))]
+        context.startOnce()
+        let manifest = Manifest(
+            sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests)
+        let snapshot = Snapshot(name: key.name, manifest: manifest, context: context) { [weak self] in
+            self?.leaves(key)
+        }
+        return Reading(snapshot: snapshot, context: context)
+    }
+
+    /// A client of a generation has left, or never came.
+    private func leaves(_ key: SnapshotKey) {
+        state.withLock { state in
+            guard let users = state.snapshots[key]?.users else { return }
+            state.snapshots[key]!.users = users - 1
+            if users <= 1 { state.snapshots[key] = nil }
+        }
     }
 }
 

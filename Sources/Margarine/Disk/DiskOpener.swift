@@ -92,12 +92,14 @@ struct DiskOpener {
             next.lose(session: gone)
             next.session = nil
         }
-        if !survives {
+        // Given back in order: everything is committed, and whom the head names has lost nothing so far.
+        let claimant = head.owner == nil ? head.session : nil
+        if !survives, claimant == nil {
             if let gone = head.session {
                 context.log.notice("disk \(name): session '\(gone)' did not end cleanly, and its last writes are lost")
                 next.lose(session: gone)
             }
-            next.session = session.flatMap { next.lostSessions.contains($0) ? nil : $0 }
+            next.session = try await opening(next, heads)
         }
         let swap = try await AttachError.wrap { () throws(CatalogError) in
             try await heads.swap(next, expecting: found.etag)
@@ -105,13 +107,22 @@ struct DiskOpener {
         switch swap {
         case .lost: return nil
         case .won(let tag):
-            return make(next, tag, heads, folder, pages, replayed, survives: survives)
+            return make(next, tag, heads, folder, pages, replayed, survives: survives, claimant: claimant)
         }
+    }
+
+    /// The session to name at once, which saves a swap: that of the client that asks, unless it is lost.
+    private func opening(_ next: Head, _ heads: HeadStore) async throws(AttachError) -> String? {
+        guard let session, !next.lostSessions.contains(session) else { return nil }
+        let isForgotten = try await AttachError.wrap { () throws(CatalogError) in
+            try await heads.isForgotten(session, of: next)
+        }
+        return isForgotten ? nil : session
     }
 
     private func make(
         _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages,
-        _ replayed: ReplayedJournal?, survives: Bool
+        _ replayed: ReplayedJournal?, survives: Bool, claimant: String?
     ) -> Disk {
         let journal = Journal(
             folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence, pages: pages,
@@ -132,13 +143,15 @@ struct DiskOpener {
             heads: heads, context: context, replayed: replayed, pages: pages, journal: journal)
         if survives, head.session != nil || !disk.active.isEmpty {
             // Its client may come back, to find exactly what it was told.
-            let found = Session(name: head.session, host: nil, address: "unknown", sinceMs: context.environment.wallMs)
-            found.droppedAtNs = context.environment.nowNs
-            disk.session = found
-            disk.openWindow()
-            disk.startCommit()
+            disk.begin(
+                found: Session(name: head.session, host: nil, address: "unknown", sinceMs: context.environment.wallMs))
         } else {
-            disk.rollBack()
+            if let claimant {
+                disk.notes.ended = EndedSession(name: claimant, sequence: 0, isOver: false)
+            } else {
+                disk.notes.opening = head.session
+            }
+            disk.begin(found: nil)
         }
         return disk
     }

@@ -42,6 +42,14 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// Tenure: an idle disk is given back though somebody is being admitted.
+    case releaseIgnoresAdmission
+    /// Sessions: one that was away without a loss may go on after somebody else was served.
+    case replacedSessionResumes
+    /// Sessions: the session that is away ends as soon as another client asks, whatever comes of that.
+    case failedAttachReplaces
+    /// Snapshots: the last reader that leaves takes the generation's name away from one that is being admitted.
+    case snapshotGoneWhileAdmitting
 }
 
 #if MARGARINE_FAULTS

@@ -41,8 +41,20 @@ final class Admission: @unchecked Sendable {
     /// What is left of it for the disk.
     final class Ticket: @unchecked Sendable {
         let session: Session
-        var isRedeemed = false
+        private var isRedeemed = false
+        /// Ends it if it is not joined in time.
+        var timer: LoopTimer?
         init(_ session: Session) { self.session = session }
+
+        /// true once: the admission is joined, or has lapsed.
+        func redeem() -> Bool {
+            if isRedeemed { return false }
+            isRedeemed = true
+            timer?.cancel()
+            timer = nil
+            session.admissions -= 1
+            return true
+        }
     }
     let ticket: Ticket
     private let dropped: @Sendable (Ticket) -> Void

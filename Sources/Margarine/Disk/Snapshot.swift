@@ -16,46 +16,74 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
     private var clients: [ObjectIdentifier: any DeviceClient] = [:]
     private var finished: [DeviceRequest] = []
     private var pending: [ObjectIdentifier: DeviceRequest] = [:]
-    private(set) var admissions = 0
-    /// Told when the last client has left.
-    var onGone: (Snapshot) -> Void = { _ in }
+    /// Told of each client that has left, and of each admission that was not joined.
+    private let left: @Sendable () -> Void
 
-    init(name: String, manifest: Manifest, context: DiskContext) {
+    init(name: String, manifest: Manifest, context: DiskContext, left: @escaping @Sendable () -> Void) {
         self.name = name
         self.manifest = manifest
         self.context = context
+        self.left = left
         sizeBytes = manifest.sizeBytes
     }
 
-    final class Ticket: @unchecked Sendable {  // looked into on the loop only
-        var isRedeemed = false
+    /// An admitted client that has not joined yet. Lapses when it is dropped, or after a while. Sendable because only the
+    /// snapshot's loop looks inside.
+    final class Ticket: @unchecked Sendable {
+        private let state: State
+        private let loop: Loop
+        private let left: @Sendable () -> Void
+
+        fileprivate final class State: @unchecked Sendable {
+            var isRedeemed = false
+            var timer: LoopTimer?
+        }
+
+        fileprivate init(loop: Loop, left: @escaping @Sendable () -> Void) {
+            self.loop = loop
+            self.left = left
+            state = State()
+        }
+
+        deinit { loop.post { [state, left] in Ticket.lapse(state, left) } }
+
+        fileprivate func start(_ context: DiskContext) {
+            state.timer = context.after(ns: 30_000_000_000) { [state, left] in Ticket.lapse(state, left) }
+        }
+
+        /// true once, and only before it has lapsed.
+        func redeem() -> Bool { Ticket.end(state) }
+
+        private static func lapse(_ state: State, _ left: () -> Void) { if end(state) { left() } }
+
+        private static func end(_ state: State) -> Bool {
+            if state.isRedeemed { return false }
+            state.isRedeemed = true
+            state.timer?.cancel()
+            state.timer = nil
+            return true
+        }
     }
 
-    /// Counts a client that is about to join.
+    /// Admits a client that the manager has counted.
     func admit() -> Ticket {
-        let ticket = Ticket()
-        admissions += 1
-        context.after(ns: 30_000_000_000) { [weak self] in self?.redeem(ticket) }
+        let ticket = Ticket(loop: context.loop, left: left)
+        ticket.start(context)
         return ticket
     }
 
-    private func redeem(_ ticket: Ticket) {
-        guard !ticket.isRedeemed else { return }
-        ticket.isRedeemed = true
-        admissions -= 1
-        if clients.isEmpty, admissions == 0 { onGone(self) }
-    }
-
     package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
+        guard let ticket = admission as? Ticket, ticket.redeem() else {
+            return ready(AttachError(.refused, "\(name): the attachment has lapsed; attach again"))
+        }
         clients[ObjectIdentifier(client)] = client
-        if let ticket = admission as? Ticket { redeem(ticket) }
         ready(nil)
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
         guard clients.removeValue(forKey: ObjectIdentifier(client)) != nil else { return }
         for request in pending.values where request.client === client { request.isCancelled = true }
-        if clients.isEmpty, admissions == 0 { onGone(self) }
+        left()
     }
 
     package func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline {

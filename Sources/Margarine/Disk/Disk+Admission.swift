@@ -1,0 +1,157 @@
+// How a client comes to a disk: admitted by `Tenure`, with what it changes recorded in the head first. A failed attach changes
+// nothing.
+
+internal import BlockCache
+internal import Logging
+internal import Runtime
+
+extension Disk {
+    /// How long an admission stands before its connection must have joined.
+    private static let admissionMs: UInt64 = 30_000
+
+    /// Decides whether a client may attach, and makes it part of the running session or the first of a new one. What can be
+    /// decided here is decided before the store is asked.
+    ///
+    /// - Returns: nil when the disk is this server's no more: open it anew.
+    func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission? {
+        while true {
+            try await waitForLosses()
+            if let name, isLost(name) { throw lostSession(name) }
+            let isMember = session?.admits(name: name, host: client.host, isLive: tenure.isServing) ?? true
+            switch happen(isMember ? .asked : .otherAsked) {
+            case .admit: return makeAdmission(session!)
+            case .askStore: return try await askStore(name, client, isMember: isMember)
+            case .wait: await outcome()
+            case .reopen: return nil
+            case .inUse: throw inUse()
+            case .stopping: throw AttachError(.shutdown, "the server is shutting down")
+            case nil: throw AttachError(.unavailable, "disk '\(self.name)' can't be attached; see the server's log")
+            }
+        }
+    }
+
+    /// What this admission changes is asked of the store, while nobody else's is decided.
+    private func askStore(_ name: String?, _ client: ClientIdentity, isMember: Bool) async throws(AttachError)
+        -> Admission?
+    {
+        let replaces = !isMember || session == nil
+        if context.settings.fault == .failedAttachReplaces, !isMember { displace() }
+        do throws(AttachError) {
+            try await prepare(name, replaces: replaces)
+        } catch {
+            notes.opening = nil
+            happen(.denied)
+            startCommit()
+            if lost != nil { return nil }
+            throw error
+        }
+        switch happen(.granted) {
+        case .admit: break
+        case .stopping: throw AttachError(.shutdown, "the server is shutting down")
+        default: return nil
+        }
+        if replaces {
+            notes.ended = nil
+            session = Session(
+                name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
+        }
+        notes.opening = nil
+        return makeAdmission(session!)
+    }
+
+    /// Everything that an admission has to wait for. Changes nothing but the head, and that last.
+    private func prepare(_ name: String?, replaces: Bool) async throws(AttachError) {
+        if let name, name != notes.claimant, name != head.session {
+            let isForgotten = try await AttachError.wrap { [head] () throws(CatalogError) in
+                try await self.heads.isForgotten(name, of: head)
+            }
+            if isForgotten { throw lostSession(name) }
+        }
+        // A named session finds what it was told, or is refused.
+        if replaces || name == nil { try await confirmOwnership() }
+        if needsSuperBlockLook, await lookForSuperBlock() != nil {
+            throw AttachError(
+                .unavailable, "disk '\(self.name)' can't be read now\(context.locations.troubles); try again")
+        }
+        do {
+            try await swapHead(.admit(name))
+        } catch {
+            throw AttachError(.unavailable, "disk '\(self.name)': the session could not be recorded: \(error)")
+        }
+        if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
+    }
+
+    /// For `Fault.failedAttachReplaces`: the session ends before its successor is recorded.
+    private func displace() {
+        if let name = session?.name { notes.lost.append(name) }
+        session = nil
+    }
+
+    /// A roll-back that the journal does not have yet comes first.
+    private func waitForLosses() async throws(AttachError) {
+        while !notes.unjournaled.isEmpty, journal.failure == nil, lost == nil {
+            await context.environment.sleep(ns: 1_000_000)
+        }
+        if !notes.unjournaled.isEmpty, lost == nil {
+            throw AttachError(
+                .unavailable,
+                "disk '\(name)' went back to its last safe point, and its journal can't be written to say so; mend the scratch disk and start margined anew"
+            )
+        }
+    }
+
+    /// Whether the session is known to have lost what it was told.
+    private func isLost(_ name: String) -> Bool {
+        name != notes.claimant && (notes.lost.contains(name) || head.lostSessions.contains(name))
+    }
+
+    private func lostSession(_ name: String) -> AttachError {
+        AttachError(
+            .refused,
+            "disk '\(self.name)' went back, or served another client, while session '\(name)' was away, so that session can't go on; "
+                + "unmount, and attach under a new session name")
+    }
+
+    private func inUse() -> AttachError {
+        AttachError(
+            .refused,
+            "disk '\(name)' is in use by another client at \(session?.address ?? "an unknown address"); a disk has one writer: detach there first"
+        )
+    }
+
+    // MARK: Admissions
+
+    private func makeAdmission(_ admitted: Session) -> Admission {
+        admitted.admissions += 1
+        let ticket = Admission.Ticket(admitted)
+        ticket.timer = context.after(ns: Disk.admissionMs * 1_000_000) { [weak self] in self?.lapse(ticket) }
+        return Admission(ticket) { [weak self, loop = context.loop] ticket in
+            loop.post { [weak self] in self?.lapse(ticket) }
+        }
+    }
+
+    /// An admission that was never joined: its client has gone within the handshake.
+    private func lapse(_ ticket: Admission.Ticket) {
+        guard ticket.redeem(), session === ticket.session, lost == nil else { return }
+        if clients.isEmpty, ticket.session.admissions == 0 { connectionsGone(clean: false) }
+    }
+
+    package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
+        guard let ticket = (admission as? Admission)?.ticket, session === ticket.session, tenure.isServing,
+            ticket.redeem()
+        else {
+            return ready(AttachError(.refused, "disk '\(name)': the attachment has lapsed; attach again"))
+        }
+        happen(.joined)
+        ticket.session.droppedAtNs = nil
+        let others = clients
+        clients.append(client)
+        if others.isEmpty { return ready(nil) }
+        nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
+        context.spawn { [self] in
+            await settle(waiting.others)
+            let stands = lost == nil && isConnected(waiting.client)
+            waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
+        }
+    }
+}
