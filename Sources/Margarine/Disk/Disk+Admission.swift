@@ -90,7 +90,9 @@ extension Disk {
     /// A roll-back that the journal does not have yet comes first.
     private func waitForLosses() async throws(AttachError) {
         while !notes.unjournaled.isEmpty, journal.failure == nil, lost == nil {
-            await context.environment.sleep(ns: 1_000_000)
+            await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
+                whenAppended { _ in done.resume() }
+            }
         }
         if !notes.unjournaled.isEmpty, lost == nil {
             throw AttachError(
