@@ -127,6 +127,10 @@ final class Model {
 
     /// Granules that any write has touched, ascending.
     var touched: [UInt32] { history.keys.sorted() }
+    /// Those of a range, in no order.
+    func touched(in range: Range<UInt32>) -> [UInt32] {
+        range.count < history.count ? range.filter { history[$0] != nil } : history.keys.filter(range.contains)
+    }
 
     // MARK: What happens
 
