@@ -67,6 +67,7 @@ public final class Daemon: StatusSource {
         self.log = log
         lock = try ScratchLock(directory: settings.scratch)
         environment = SystemEnvironment(workers: settings.workerCount(cores: Daemon.cores))
+        try environment.prepare()
         startedAtNs = environment.nowNs
         state = Mutex(State(settings: settings))
     }
@@ -100,7 +101,7 @@ public final class Daemon: StatusSource {
         if let first = store.locations[0] { try? await collected.refresh(first.hasty, environment: environment) }
 
         let door = try Loop(name: "door")
-        door.start()
+        try door.start()
         let cache = SliceCache(budgetBytes: settings.memoryCacheBytes)
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(
@@ -247,7 +248,6 @@ public final class Daemon: StatusSource {
         guard let parts else { return }
         await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
-        for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
         if !parts.disks.hasDisks { await parts.store.forget(server: parts.server.id) }
     }

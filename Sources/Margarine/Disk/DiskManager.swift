@@ -149,15 +149,15 @@ package final class DiskManager: ExportProvider {
     private func open(
         _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
-        let opening = state.withLock { state in
-            if let present = state.disks[name] { return present }
+        let found = state.withLock { state -> Result<Opening, AttachError> in
+            if let present = state.disks[name] { return .success(present) }
             state.count += 1
             let number = state.count
-            let context = contexts[Int(number % UInt64(contexts.count))]
+            let context: DiskContext
+            do throws(AttachError) { context = try startedContext(number) } catch { return .failure(error) }
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
                 context: context, isAlive: isAlive)
-            context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }
@@ -165,8 +165,9 @@ package final class DiskManager: ExportProvider {
             }
             let opening = Opening(number: number, context: context, task: task)
             state.disks[name] = opening
-            return opening
+            return .success(opening)
         }
+        let opening = try found.get()
         do {
             let disk = try await opening.task.value
             return (opening.context, disk)
@@ -273,11 +274,11 @@ package final class DiskManager: ExportProvider {
             diskID: head.diskID, generation: generation, name: "\(head.name)@\(generation)")
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
-        let (snapshot, context) = state.withLock { state in
-            if let present = state.snapshots[key] { return present }
+        let present = state.withLock { state -> Result<(snapshot: Snapshot, context: DiskContext), AttachError> in
+            if let present = state.snapshots[key] { return .success(present) }
             state.count += 1
-            let context = contexts[Int(state.count % UInt64(contexts.count))]
-            context.startOnce()
+            let context: DiskContext
+            do throws(AttachError) { context = try startedContext(state.count) } catch { return .failure(error) }
             let made = (
                 Snapshot(
                     name: key.name,
@@ -286,8 +287,9 @@ package final class DiskManager: ExportProvider {
                     context: context), context
             )
             state.snapshots[key] = made
-            return made
+            return .success(made)
         }
+        let (snapshot, context) = try present.get()
         let ticket = await context.run { [weak self] in
             snapshot.onGone = { gone in
                 self?.state.withLock { if $0.snapshots[key]?.snapshot === gone { $0.snapshots[key] = nil } }
@@ -298,10 +300,27 @@ package final class DiskManager: ExportProvider {
     }
 }
 
+extension DiskManager {
+    /// The context that comes next, or, while the system has no thread for its loop, one that runs already. Under the
+    /// manager's lock.
+    private func startedContext(_ number: UInt64) throws(AttachError) -> DiskContext {
+        let place = Int(number % UInt64(contexts.count))
+        let next = contexts[place]
+        do throws(ScratchError) {
+            try next.startOnce()
+            return next
+        } catch {
+            let others = contexts[place...] + contexts[..<place]
+            if let running = others.first(where: \.isStarted) { return running }
+            throw AttachError(.unavailable, "no disk can be attached now: \(error)")
+        }
+    }
+}
+
 extension DiskContext {
     /// Starts the loop's thread if this is its first disk. Under the manager's lock.
-    fileprivate func startOnce() {
-        if !isStarted { loop.start() }
+    fileprivate func startOnce() throws(ScratchError) {
+        if !isStarted { try loop.start() }
         isStarted = true
     }
 
