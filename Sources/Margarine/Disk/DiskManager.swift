@@ -191,7 +191,7 @@ package final class DiskManager: ExportProvider {
     /// Takes up the journals of this scratch directory: every disk that was this server's when it ended. false: not all
     /// could be; then what was lost with the host's power has not been judged for each, and must be at the next start.
     @discardableResult
-    package func recover() async -> Bool {
+    package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async -> Bool {
         let scratch = contexts[0].scratch
         let folders: [String]
         do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
@@ -204,6 +204,7 @@ package final class DiskManager: ExportProvider {
             guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
                 continue
             }
+            progress(name)
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
