@@ -84,7 +84,7 @@ import Testing
     @Test func errorsSayWhatToDo() async throws {
         let server = try CheckingServer()
         func failed(_ bucket: S3Bucket, _ words: String...) async {
-            #expect(await kind { _ = try await bucket.put("x", [1], if: .absent) } == .refused)
+            #expect(await kind { _ = try await bucket.put("x", [1], if: .absent) } == .denied)
             let text = await errorText { _ = try await bucket.put("x", [1], if: .none) }
             for word in words { #expect(text.contains(word), "\(text)") }
             #expect(!text.contains("\n") && !text.contains("secret0123"))
@@ -104,9 +104,9 @@ import Testing
         let missing = try S3Bucket(
             address, CheckingServer.credentials, region: "us-east-1", TestEnvironment(), TransportSettings())
         await failed(missing, "NoSuchBucket", "make the bucket first")
-        #expect(await kind { _ = try await missing.get("x", range: nil) } == .refused)
-        #expect(await kind { _ = try await missing.list(prefix: "", after: nil, folders: false, limit: 1) } == .refused)
-        #expect(await kind { try await missing.delete(["x"]) } == .refused)
+        #expect(await kind { _ = try await missing.get("x", range: nil) } == .denied)
+        #expect(await kind { _ = try await missing.list(prefix: "", after: nil, folders: false, limit: 1) } == .denied)
+        #expect(await kind { try await missing.delete(["x"]) } == .denied)
         let late = try S3Bucket(
             server.address, CheckingServer.credentials, region: "us-east-1", LateEnvironment(), TransportSettings())
         await failed(late, "RequestTimeTooSkewed", "clocks differ", "set this machine's clock")
@@ -117,7 +117,7 @@ import Testing
         var credentials = CheckingServer.credentials
         credentials.sessionToken = "some+token/="
         try await BucketContract(try await server.bucket(credentials: credentials)).conditionsHold()
-        #expect(await kind { _ = try await server.bucket(check: false).get("a", range: nil) } == .refused)
+        #expect(await kind { _ = try await server.bucket(check: false).get("a", range: nil) } == .denied)
     }
 
     @Test func byItsURL() async throws {

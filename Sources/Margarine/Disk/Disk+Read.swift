@@ -138,7 +138,7 @@ extension Disk {
                 case .page: journaled = try await journalPages(of: run, have: journaled ?? JournalPages())
                 }
             } catch let error as StoreError {
-                guard error.kind == .unavailable || error.kind == .unclear else {
+                guard error.isOutage else {
                     context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
                     storeErrors += 1
                     return .io

@@ -152,15 +152,15 @@ package final class DiskManager: ExportProvider {
     private func open(
         _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
-        let opening = state.withLock { state in
-            if let present = state.disks[name] { return present }
+        let found = state.withLock { state -> Result<Opening, AttachError> in
+            if let present = state.disks[name] { return .success(present) }
             state.count += 1
             let number = state.count
-            let context = contexts[Int(number % UInt64(contexts.count))]
+            let context: DiskContext
+            do throws(AttachError) { context = try startedContext(number) } catch { return .failure(error) }
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
                 context: context, isAlive: isAlive)
-            context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }
@@ -168,8 +168,9 @@ package final class DiskManager: ExportProvider {
             }
             let opening = Opening(number: number, context: context, task: task)
             state.disks[name] = opening
-            return opening
+            return .success(opening)
         }
+        let opening = try found.get()
         do {
             let disk = try await opening.task.value
             return (opening.context, disk)
@@ -193,7 +194,7 @@ package final class DiskManager: ExportProvider {
     /// Takes up the journals of this scratch directory: every disk that was this server's when it ended. false: not all
     /// could be; then what was lost with the host's power has not been judged for each, and must be at the next start.
     @discardableResult
-    package func recover() async -> Bool {
+    package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async -> Bool {
         let scratch = contexts[0].scratch
         let folders: [String]
         do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
@@ -206,6 +207,7 @@ package final class DiskManager: ExportProvider {
             guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
                 continue
             }
+            progress(name)
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
@@ -276,12 +278,15 @@ package final class DiskManager: ExportProvider {
             diskID: head.diskID, generation: generation, name: "\(head.name)@\(generation)")
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
-        let (snapshot, context) = state.withLock { state in
-            var reading = state.snapshots[key] ?? read(key, sizeBytes, record, &state)
-            if reading.context.settings.fault != .snapshotGoneWhileAdmitting { reading.users += 1 }
-            state.snapshots[key] = reading
-            return (reading.snapshot, reading.context)
+        let reading = state.withLock { state -> Result<Reading, AttachError> in
+            do throws(AttachError) {
+                var reading = try state.snapshots[key] ?? read(key, sizeBytes, record, &state)
+                if reading.context.settings.fault != .snapshotGoneWhileAdmitting { reading.users += 1 }
+                state.snapshots[key] = reading
+                return .success(reading)
+            } catch { return .failure(error) }
         }
+        let (snapshot, context) = (try reading.get().snapshot, try reading.get().context)
         let ticket = await context.run { snapshot.admit() }
         if context.settings.fault == .snapshotGoneWhileAdmitting {
             state.withLock { $0.snapshots[key]?.users += 1 }
@@ -291,10 +296,9 @@ package final class DiskManager: ExportProvider {
 
     private func read(
         _ key: SnapshotKey, _ sizeBytes: UInt64, _ record: GenerationRecord?, _ state: inout State
-    ) -> Reading {
+    ) throws(AttachError) -> Reading {
         state.count += 1
-        let context = contexts[Int(state.count % UInt64(contexts.count))]
-        context.startOnce()
+        let context = try startedContext(state.count)
         let manifest = Manifest(
             sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests)
         let snapshot = Snapshot(name: key.name, manifest: manifest, context: context) { [weak self] in
@@ -313,10 +317,27 @@ package final class DiskManager: ExportProvider {
     }
 }
 
+extension DiskManager {
+    /// The context that comes next, or, while the system has no thread for its loop, one that runs already. Under the
+    /// manager's lock.
+    private func startedContext(_ number: UInt64) throws(AttachError) -> DiskContext {
+        let place = Int(number % UInt64(contexts.count))
+        let next = contexts[place]
+        do throws(ScratchError) {
+            try next.startOnce()
+            return next
+        } catch {
+            let others = contexts[place...] + contexts[..<place]
+            if let running = others.first(where: \.isStarted) { return running }
+            throw AttachError(.unavailable, "no disk can be attached now: \(error)")
+        }
+    }
+}
+
 extension DiskContext {
     /// Starts the loop's thread if this is its first disk. Under the manager's lock.
-    fileprivate func startOnce() {
-        if !isStarted { loop.start() }
+    fileprivate func startOnce() throws(ScratchError) {
+        if !isStarted { try loop.start() }
         isStarted = true
     }
 

@@ -161,7 +161,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
                 case .page: preconditionFailure("a generation has no journal")
                 }
             } catch {
-                guard error.kind == .unavailable || error.kind == .unclear else {
+                guard error.isOutage else {
                     context.problem("\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
                     return .io
                 }
