@@ -42,6 +42,8 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// View: block status looks at a generation of before an await, and at the layers of after it.
+    case statusReadsTwice
 }
 
 #if MARGARINE_FAULTS
