@@ -50,7 +50,9 @@ package final class DirtyPages {
     private static let segmentSlots = 1 << segmentBits
     /// With its share of the three arrays.
     private static let segmentBytes = heapBytes(segmentSlots * MemoryLayout<Slot>.stride) + 64
-    private var segments: [Segment] = []
+    private var segments: UnsafeMutablePointer<Segment>
+    private var segmentCount = 0
+    private var segmentCapacity = 0
     /// Segments with free slots, the one to use last; among them such as were filled or given back since.
     private var available: [Int] = []
     /// Segments that were given back.
@@ -65,14 +67,18 @@ package final class DirtyPages {
     /// The arena has no room for more of it, and this disk holds a good part: it is to commit.
     var giveRoom: () -> Void = {}
 
-    init(arena: FrameArena) { self.arena = arena }
+    init(arena: FrameArena) {
+        self.arena = arena
+        segments = .allocate(capacity: 0)
+    }
 
     deinit {
-        for segment in segments {
-            guard let slots = segment.slots else { continue }
-            for i in 0..<segment.touched where slots[i].frame != .none { arena.give(slots[i].frame) }
+        for number in 0..<segmentCount {
+            guard let slots = segments[number].slots else { continue }
+            for i in 0..<segments[number].touched where slots[i].frame != .none { arena.give(slots[i].frame) }
             slots.deallocate()
         }
+        segments.deallocate()
         arena.charge(-overheadBytes, to: self, holding: 0)
     }
 
@@ -166,9 +172,10 @@ package final class DirtyPages {
     /// None of its slots is used.
     private func giveBack(_ number: Int) {
         segments[number].slots!.deallocate()
-        if vacant.count == segments.count - 1 {
+        if vacant.count == segmentCount - 1 {
             // The last one.
-            segments = []
+            segmentCount = 0
+            resizeSegments(0)
             available = []
             vacant = []
         } else {
@@ -179,16 +186,25 @@ package final class DirtyPages {
         charge(-DirtyPages.segmentBytes)
     }
 
+    private func resizeSegments(_ capacity: Int) {
+        let old = segments
+        segments = .allocate(capacity: capacity)
+        segments.update(from: old, count: segmentCount)
+        segmentCapacity = capacity
+        old.deallocate()
+    }
+
     private func nextSlot() -> UInt32 {
         let number = segmentWithRoom()
-        segments[number].used += 1
-        let slot = segments[number].freeHead
+        let segment = segments + number
+        segment.pointee.used += 1
+        let slot = segment.pointee.freeHead
         if slot != .max {
-            segments[number].freeHead = place(slot).pointee.location.segment
+            segment.pointee.freeHead = place(slot).pointee.location.segment
             return slot
         }
-        segments[number].touched += 1
-        return UInt32(number << DirtyPages.segmentBits + segments[number].touched - 1)
+        segment.pointee.touched += 1
+        return UInt32(number << DirtyPages.segmentBits + segment.pointee.touched - 1)
     }
 
     private func segmentWithRoom() -> Int {
@@ -201,8 +217,9 @@ package final class DirtyPages {
         if let vacant = vacant.popLast() {
             number = vacant
         } else {
-            number = segments.count
-            segments.append(Segment())
+            number = segmentCount
+            if segmentCount == segmentCapacity { resizeSegments(max(4, segmentCapacity * 2)) }
+            segmentCount += 1
         }
         segments[number] = Segment(slots: .allocate(capacity: DirtyPages.segmentSlots), isListed: true)
         available.append(number)

@@ -92,7 +92,8 @@ extension Disk {
                     } catch {
                         guard ticket.isOpen else { return }
                         context.problem(
-                            "disk \(name): a write at \(ticket.request.offset) needs bytes that can't be read: \(error)")
+                            "disk \(name): a write at \(ticket.request.offset) needs bytes that can't be read: \(error)"
+                        )
                         return give(up: ticket, .io)
                     }
                 }

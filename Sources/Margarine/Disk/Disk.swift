@@ -206,8 +206,13 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if journal.heldBytes + bytes > context.settings.journalLimitBytes { return false }
         if !context.journals.hasRoom(bytes) { return false }
         if isJournalFilling, waiting == nil, committing == nil { return false }
-        if context.arena.isCrowded(journal.queuedBytes) { return false }
+        if isCrowded { return false }
         return context.arena.ensure(count)
+    }
+
+    /// Layers and queues of the loop's disks have used up their part of the dirty memory.
+    private var isCrowded: Bool {
+        context.arena.isCrowded(journal.queuedBytes) && context.settings.fault != .memoryNotBounded
     }
 
     /// So full that something must be committed, whether a safe point comes or not.
@@ -220,7 +225,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// Waits until trying again makes sense.
     func waitForRoom(pages count: Int) async {
         if isJournalFilling { commitAnyway() }
-        if context.arena.isCrowded(journal.queuedBytes) { context.arena.askForRoom() }
+        if isCrowded { context.arena.askForRoom() }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
         if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
         if journal.heldBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {

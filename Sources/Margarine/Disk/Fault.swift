@@ -44,6 +44,9 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionSkipsLocation
     /// View: block status looks at a generation of before an await, and at the layers of after it.
     case statusReadsTwice
+    /// Memory: what is held for clients has no bound. Layers are not held against the dirty memory, requests do not stand in
+    /// line, and what a client asked for does not end with it.
+    case memoryNotBounded
 }
 
 #if MARGARINE_FAULTS

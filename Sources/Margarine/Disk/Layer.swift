@@ -171,13 +171,15 @@ package final class Layer {
             slices[at] = LayerSlice(record)
         }
         let slots = record.slots
-        (slots + rank + 1).update(from: slots + rank, count: count - rank)
+        if rank < count { (slots + rank + 1).update(from: slots + rank, count: count - rank) }
         slots[rank] = slot
         data.insert(page)
         record.data = data
         var zero = record.zero
-        zero.remove(page)
-        record.zero = zero
+        if !zero.isEmpty {
+            zero.remove(page)
+            record.zero = zero
+        }
         dataPages += 1
     }
 

@@ -43,7 +43,10 @@ final class Prefetches: @unchecked Sendable {
             waiting[waiting.count - 1] = Wish(last.offset, end, client)
             return
         }
-        guard running.count < Prefetches.limit || waiting.count < Prefetches.maxWaiting else {
+        guard
+            running.count < Prefetches.limit || waiting.count < Prefetches.maxWaiting
+                || disk.context.settings.fault == .memoryNotBounded
+        else {
             dropped += 1
             return
         }

@@ -51,7 +51,7 @@ final class RequestLine: @unchecked Sendable {
         var work: @Sendable () async -> Void
     }
     private let limit: Int
-    private unowned let context: DiskContext
+    private let context: DiskContext
     private(set) var running = 0
     private var waiting: [Waiting] = []
     private var head = 0
@@ -59,7 +59,7 @@ final class RequestLine: @unchecked Sendable {
     private var sweepAt = 64
 
     init(limit: Int, _ context: DiskContext) {
-        self.limit = limit
+        self.limit = context.settings.fault == .memoryNotBounded ? .max : limit
         self.context = context
     }
 
@@ -114,9 +114,11 @@ extension Disk {
         for request in gone.sorted(by: { $0.deviceState < $1.deviceState }) {
             request.isCancelled = true
             if context.settings.fault == .deadWriteLands, request.kind.changesData { continue }
+            if context.settings.fault == .memoryNotBounded { continue }
             guard let ticket = request.deviceObject as? RequestTicket, ticket.close() else { continue }
             finish(request, .shutdown)
         }
+        if context.settings.fault == .memoryNotBounded { return }
         coldReads.removeClosed()
         waitingWrites.removeClosed()
         statuses.removeClosed()

@@ -19,7 +19,9 @@ struct SliceRanges {
     }
 
     var isEmpty: Bool { count == 0 }
-    var bytes: Int { count == 0 ? 0 : chunkBytes + heapBytes(32 + ends.capacity * 8) + heapBytes(32 + chunks.capacity * 8) }
+    var bytes: Int {
+        count == 0 ? 0 : chunkBytes + heapBytes(32 + ends.capacity * 8) + heapBytes(32 + chunks.capacity * 8)
+    }
     /// All of them, for tests.
     var ranges: [Range<UInt64>] { chunks.flatMap { $0 } }
 

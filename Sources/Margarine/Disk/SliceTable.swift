@@ -54,9 +54,16 @@ struct SliceRecord {
 
     private static let slotsAt = 36
     /// Slots for which there is room in 40, 56, 88, 152, 280 and 552 bytes.
-    private static let steps = [1, 5, 13, 29, 61, 128]
-
-    static func capacity(for count: Int) -> Int { steps.first { $0 >= count }! }
+    static func capacity(for count: Int) -> Int {
+        switch count {
+        case ...1: 1
+        case ...5: 5
+        case ...13: 13
+        case ...29: 29
+        case ...61: 61
+        default: 128
+        }
+    }
     static func bytes(_ capacity: Int) -> Int { heapBytes(slotsAt + capacity * 4) }
 
     init(data: PageMask, zero: PageMask, capacity: Int) {
@@ -121,15 +128,23 @@ struct SliceTable: ~Copyable {
     private var chunkCapacity = 0
     /// Slices in the table.
     private(set) var count = 0
-    /// What chunks and directory take; records are their owner's.
+    /// What chunks, directory and guesses take; records are their owner's.
     private(set) var bytes = 0
+
+    /// Where slices were found, by the low bits of their hashes: chunk << 8 | index. What it says is held against the table,
+    /// so it may be wrong.
+    private var guesses: UnsafeMutablePointer<UInt32>
+    private var guessMask = -1
+    private static let maxGuesses = 16_384
 
     init() {
         firsts = .allocate(capacity: 0)
         chunks = .allocate(capacity: 0)
+        guesses = .allocate(capacity: 0)
     }
 
     deinit {
+        guesses.deallocate()
         for c in 0..<chunkCount { chunks[c].numbers.deallocate() }
         firsts.deallocate()
         chunks.deallocate()
@@ -148,6 +163,23 @@ struct SliceTable: ~Copyable {
     /// Where `number` is, or where it belongs.
     @inline(__always)
     func search(_ number: UInt64) -> (at: Position, isThere: Bool) {
+        if guessMask >= 0 {
+            let guess = Int(guesses[SliceTable.hash(number) & guessMask])
+            let at = Position(chunk: guess >> 8, index: guess & 255)
+            if at.chunk < chunkCount, at.index < chunks[at.chunk].count, chunks[at.chunk].numbers[at.index] == number {
+                return (at, true)
+            }
+        }
+        return searchAll(number)
+    }
+
+    /// Neighbours spread.
+    @inline(__always)
+    private static func hash(_ number: UInt64) -> Int {
+        Int(truncatingIfNeeded: (number &* 0x9e37_79b9_7f4a_7c15) >> 40)
+    }
+
+    private func searchAll(_ number: UInt64) -> (at: Position, isThere: Bool) {
         if chunkCount == 0 { return (Position(chunk: 0, index: 0), false) }
         var low = 0
         var span = chunkCount
@@ -166,6 +198,9 @@ struct SliceTable: ~Copyable {
         }
         let found = chunk.numbers[index]
         if found < number { index += 1 }
+        if found == number, guessMask >= 0, low < 1 << 24 {
+            guesses[SliceTable.hash(number) & guessMask] = UInt32(low << 8 | index)
+        }
         return (Position(chunk: low, index: index), found == number)
     }
 
@@ -202,6 +237,7 @@ struct SliceTable: ~Copyable {
         chunk.slices[at.index] = slice
         chunks[at.chunk].count += 1
         if at.index == 0 { firsts[at.chunk] = number }
+        if count > guessMask, guessMask < SliceTable.maxGuesses - 1, count > 8 { resizeGuesses((guessMask + 1) * 4) }
         return at
     }
 
@@ -263,6 +299,15 @@ struct SliceTable: ~Copyable {
         oldChunks.deallocate()
         bytes += directoryBytes(capacity) - directoryBytes(chunkCapacity)
         chunkCapacity = capacity
+    }
+
+    private mutating func resizeGuesses(_ wanted: Int) {
+        let capacity = count == 0 ? 0 : min(max(wanted, 32), SliceTable.maxGuesses)
+        guesses.deallocate()
+        guesses = .allocate(capacity: capacity)
+        guesses.initialize(repeating: 0, count: capacity)
+        bytes += (capacity == 0 ? 0 : heapBytes(capacity * 4)) - (guessMask < 0 ? 0 : heapBytes((guessMask + 1) * 4))
+        guessMask = capacity - 1
     }
 
     private func directoryBytes(_ capacity: Int) -> Int {
@@ -331,6 +376,7 @@ struct SliceTable: ~Copyable {
         (firsts + gone.lowerBound).update(from: firsts + gone.upperBound, count: behind)
         (chunks + gone.lowerBound).update(from: chunks + gone.upperBound, count: behind)
         chunkCount -= gone.count
+        if count == 0 { resizeGuesses(0) }
         if chunkCount < chunkCapacity / 4 { resizeDirectory(chunkCount == 0 ? 0 : chunkCount * 2) }
     }
 }

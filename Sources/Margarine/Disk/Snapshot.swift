@@ -105,7 +105,8 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
             let start = Int(run.offset % UInt64(Geometry.sliceBytes))
             if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target) {
                 let first = start / Geometry.pageBytes
-                return .slice(entry, slice, pages: first..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes)
+                return .slice(
+                    entry, slice, pages: first..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes)
             }
         }
         return .nothing

@@ -27,12 +27,15 @@ final class StatusQueue: @unchecked Sendable {
     private unowned let source: any HasBlockStatus
     private let loading: RequestLine
     private var waiting: [RequestTicket] = []
-    private var work = BlockStatus.workPerTurn
+    private var work: Int
+    private let workPerTurn: Int
     private var isRefillDue = false
 
     init(_ source: any HasBlockStatus) {
         self.source = source
         loading = RequestLine(limit: RequestLine.statuses, source.context)
+        workPerTurn = source.context.settings.fault == .memoryNotBounded ? .max / 2 : BlockStatus.workPerTurn
+        work = workPerTurn
     }
 
     /// Requests that wait for manifest pages now.
@@ -57,7 +60,7 @@ final class StatusQueue: @unchecked Sendable {
         source.context.loop.post { [self, source] in
             _ = source
             isRefillDue = false
-            work = BlockStatus.workPerTurn
+            work = workPerTurn
             var answered = 0
             while work > 0, answered < waiting.count {
                 if waiting[answered].isOpen { answer(waiting[answered]) }
