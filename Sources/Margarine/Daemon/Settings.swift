@@ -81,8 +81,8 @@ public struct Settings: Sendable, Equatable {
     // Budgets, in bytes.
     /// Slices kept in memory for all disks together. 0: an eighth of the memory, at most 512 MiB (`fitted`).
     public var memoryCacheBytes: UInt64 = 0
-    /// Dirty pages of all disks held in memory; beyond it they are read back from the journal. Shared out among the
-    /// loops, of which there are no more than can have `dirtyBytesPerLoop`. 0: as for the cache.
+    /// Dirty pages of all disks held in memory, and the tables of their layers; beyond it pages are read back from the
+    /// journal. Shared out among the loops, of which there are no more than can have `dirtyBytesPerLoop`. 0: as for the cache.
     public var dirtyMemoryBytes: UInt64 = 0
     /// What one loop needs: a request of 32 MiB, and some more.
     public static let dirtyBytesPerLoop: UInt64 = 40 << 20

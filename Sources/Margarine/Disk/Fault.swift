@@ -50,6 +50,11 @@ package enum Fault: String, Sendable, CaseIterable {
     case failedAttachReplaces
     /// Snapshots: the last reader that leaves takes the generation's name away from one that is being admitted.
     case snapshotGoneWhileAdmitting
+    /// View: block status looks at a generation of before an await, and at the layers of after it.
+    case statusReadsTwice
+    /// Memory: what is held for clients has no bound. Layers are not held against the dirty memory, requests do not stand in
+    /// line, and what a client asked for does not end with it.
+    case memoryNotBounded
 }
 
 #if MARGARINE_FAULTS
