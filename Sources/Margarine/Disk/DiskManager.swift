@@ -280,7 +280,12 @@ package final class DiskManager: ExportProvider {
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
         let reading = state.withLock { state -> Result<Reading, AttachError> in
             do throws(AttachError) {
-                var reading = try state.snapshots[key] ?? read(key, sizeBytes, record, &state)
+                var reading: Reading
+                if let present = state.snapshots[key] {
+                    reading = present
+                } else {
+                    reading = try read(key, sizeBytes, record, &state)
+                }
                 if reading.context.settings.fault != .snapshotGoneWhileAdmitting { reading.users += 1 }
                 state.snapshots[key] = reading
                 return .success(reading)
