@@ -275,6 +275,8 @@ extension Disk {
         guard lost == nil else { return }
         lost = "it was given back; attach again"
         wasReleased = true
+        endParked()
+        claim.end()
         journal.removeAll()
         onGone(self)
     }

@@ -18,6 +18,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     let context: DiskContext
     let heads: HeadStore
     let serverID: String
+    /// Proof that the disk is this server's (Disk+Lease).
+    let claim: Claim
+    /// Whether there was one when the turn of a connection last began.
+    var isProven = true
+    var parked = Parked()
     let pages: DirtyPages
     let journal: Journal
 
@@ -85,6 +90,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var isFresh = false
     /// Why this server no longer has the disk.
     var lost: String?
+    /// Lost, and its last append has not landed yet.
+    var isLeaving = false
     var isDraining = false
     /// Told when the disk is done for here (lost, or released).
     var onGone: (Disk) -> Void = { _ in }
@@ -93,8 +100,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     init(
         name: String, head: Head, headTag: ETag, manifest: Manifest, serverID: String, heads: HeadStore,
-        context: DiskContext, replayed: ReplayedJournal?, pages: DirtyPages, journal: Journal
+        context: DiskContext, replayed: ReplayedJournal?, pages: DirtyPages, journal: Journal, claim: Claim
     ) {
+        self.claim = claim
         self.name = name
         self.head = head
         self.headTag = headTag
@@ -131,6 +139,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     package func submit(_ request: DeviceRequest) {
         pendingRequests[ObjectIdentifier(request)] = request
         if lost != nil { return finish(request, .shutdown) }
+        if !isProven { return park(request) }
+        begin(request)
+    }
+
+    func begin(_ request: DeviceRequest) {
         switch request.kind {
         case .read: submitRead(request)
         case .write: submitWrite(request)
@@ -149,7 +162,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if finished.count == 1 { context.loop.post { [self] in deliverFinished() } }
     }
 
-    private func deliverFinished() {
+    func deliverFinished() {
+        if lost == nil, !proves() { return parkFinished() }
         let done = finished
         finished = []
         for request in done { request.client.completed(request) }
@@ -178,7 +192,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             return waiter.turn <= turn
         }
         for done in ready { done(failure) }
-        for client in clients { client.journaled(turn: turn, error: failure) }
+        if failure == nil, !proves() {
+            park(turn: turn)
+        } else {
+            for client in clients { client.journaled(turn: turn, error: failure) }
+        }
         wakeRoomWaiters()
     }
 
@@ -247,6 +265,13 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         appendWaiters = []
         for waiter in appends { waiter.done(.shutdown) }
         wakeRoomWaiters()
-        onGone(self)
+        endParked()
+        claim.end()
+        // Its journal may be taken up again here at once: not before the last append has landed.
+        isLeaving = true
+        journal.abandon { [self] in
+            isLeaving = false
+            onGone(self)
+        }
     }
 }

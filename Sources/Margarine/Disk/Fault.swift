@@ -42,6 +42,12 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// Heartbeat: the next renewal waits until every disk's head was looked at.
+    case heartbeatWaits
+    /// Ownership: an owner is dead when its record is old by the clock of whoever looks at it.
+    case livenessByClock
+    /// Lease: requests are served and acknowledged however old the last proof of ownership is.
+    case leaseNotAsked
 }
 
 #if MARGARINE_FAULTS

@@ -68,6 +68,9 @@ package final class Journal: @unchecked Sendable {
     }
     /// With what is not in a segment yet: what the limit is held against.
     var heldBytes: UInt64 { liveBytes + (flight?.lengthBytes ?? 0) + UInt64(queuedSlots.count * Geometry.pageBytes) }
+    /// A batch is being written.
+    private var isInKernel = false
+    private var abandoned: (() -> Void)?
     /// Set after an error that leaves unknown what is on the disk. Nothing can be written any more.
     private(set) var failure: ScratchError?
 
@@ -245,7 +248,7 @@ package final class Journal: @unchecked Sendable {
             let inline = try pieces.withUnsafeBufferPointer { buffers throws(ScratchError) in
                 try now.segment.file.write(buffers, at: now.offset) { [weak self] error in self?.landed(error) }
             }
-            if inline { land() }
+            if inline { land() } else { isInKernel = true }
             return inline
         } catch {
             stumble(error)
@@ -254,6 +257,11 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func landed(_ error: ScratchError?) {
+        isInKernel = false
+        if let done = abandoned {
+            abandoned = nil
+            return done()
+        }
         if let error { return stumble(error) }
         let turn = land()
         if queued.isEmpty {
@@ -312,6 +320,17 @@ package final class Journal: @unchecked Sendable {
         let waiters = syncWaiters
         syncWaiters = []
         for waiter in waiters { waiter.done(error) }
+    }
+
+    /// The disk is done for here, and its journal may be taken up by another object at once: nothing more is written. Calls
+    /// `done` when no write is under way any more.
+    func abandon(_ done: @escaping () -> Void) {
+        let error = failure ?? ScratchError(errno: 5 /* EIO */, description: "the disk was lost")
+        failure = error
+        let waiters = syncWaiters
+        syncWaiters = []
+        for waiter in waiters { waiter.done(error) }
+        if isInKernel { abandoned = done } else { done() }
     }
 
     // MARK: Segments
