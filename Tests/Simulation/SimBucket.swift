@@ -18,6 +18,8 @@ struct StoreFaults {
     var slowNs: UInt64 = 3_000_000_000
     /// How long it takes at most to ask for a manifest page, and to get it; 0: as long as anything else.
     var slowPageNs: UInt64 = 0
+    /// Calls on heads that take up to 20 s.
+    var hangingHeads = 0
     /// Nothing gets through.
     var isDown = false
 }
@@ -57,7 +59,9 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private let world: World
     private let store: SimStore
     private let sender: String
-    private let location: Int
+    let location: Int
+    /// When something went wrong, the last time, with a call on a server's record.
+    private(set) var troubledNs: UInt64 = 0
     private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
     var name: String { memory.name }
@@ -69,6 +73,9 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
         self.location = location
     }
 
+    /// Its server could not send anything, or go on with an answer, until now.
+    func noteTrouble() { troubledNs = max(troubledNs, world.nowNs) }
+
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
     private var latencyNs: UInt64 {
         world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : 8_000_000))
@@ -76,16 +83,23 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     /// Sends `call` to the store; its effect and its answer come later, whether or not the caller still lives.
     private func send<T: Sendable>(
-        isWrite: Bool, slowNs: UInt64 = 0, _ call: @escaping @Sendable () async -> Result<T, StoreError>
+        _ key: String = "", isWrite: Bool, slowNs: UInt64 = 0,
+        _ call: @escaping @Sendable () async -> Result<T, StoreError>
     ) async -> Result<T, StoreError> {
+        let isRecord = key.hasPrefix("servers/")
         if faults.isDown || roll(faults.failBefore) {
+            if isRecord { troubledNs = world.nowNs }
             await world.sleep(latencyNs)
             return .failure(StoreError(.unavailable, "simulated: out of reach"))
         }
-        let there = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
+        let hangs = key.hasSuffix("/head") && roll(faults.hangingHeads)
+        let there =
+            hangs
+            ? world.chance.ns(5_000_000_000...20_000_000_000) : slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
         let back = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
         // The answer is lost: the same call again, as an HTTP client's own retry would make it, is not ours to simulate.
         let isLost = roll(faults.loseAnswer)
+        if isRecord, isLost || there + back > 500_000_000 { troubledNs = max(troubledNs, world.nowNs + there + back) }
         return await withCheckedContinuation { continuation in
             world.after(there) { [world, store] in
                 store.net.run {
@@ -104,7 +118,8 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
         let memory = memory
         let slowNs = key.hasPrefix("manifests/") ? faults.slowPageNs : 0
-        var object = try await send(isWrite: false, slowNs: slowNs) { () async -> Result<StoredObject, StoreError> in
+        var object = try await send(key, isWrite: false, slowNs: slowNs) {
+            () async -> Result<StoredObject, StoreError> in
             do throws(StoreError) { return .success(try await memory.get(key, range: range)) } catch {
                 return .failure(error)
             }
@@ -120,7 +135,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
         let (store, sender, location, memory) = (store, sender, location, memory)
-        return try await send(isWrite: true) { () async -> Result<ETag, StoreError> in
+        return try await send(key, isWrite: true) { () async -> Result<ETag, StoreError> in
             do throws(StoreError) {
                 let tag = try await memory.put(key, bytes, if: condition)
                 store.onPut(sender, location, key, bytes)
