@@ -127,6 +127,12 @@ uint64_t mg_monotonic_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+uint64_t mg_boottime_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 int64_t mg_realtime_ms(void) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);

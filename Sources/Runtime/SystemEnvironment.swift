@@ -23,6 +23,7 @@ public final class SystemEnvironment: Environment {
     }
 
     public var nowNs: UInt64 { mg_monotonic_ns() }
+    public var bootNs: UInt64 { mg_boottime_ns() }
     public var wallMs: Int64 { mg_realtime_ms() }
     public func randomBits() -> UInt64 { random.withLock { $0.next() } }
 

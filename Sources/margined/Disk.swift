@@ -30,7 +30,11 @@ extension StoreOptions {
     /// Opens the store of the command.
     /// - Parameter readOnly: nothing is written; a directory that may only be read will do.
     func catalog(readOnly: Bool = false) async throws -> Catalog {
-        Catalog(try await open(try settingsWithStore(), readOnly: readOnly))
+        var catalog = Catalog(
+            try await open(try settingsWithStore(), readOnly: readOnly), name: "a command on \(LocalProcess.hostName())"
+        )
+        catalog.waits = { FileHandle.standardError.write(Data("margined: \($0)\n".utf8)) }
+        return catalog
     }
 
     /// Opens the store that the settings name.

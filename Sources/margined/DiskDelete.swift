@@ -6,7 +6,8 @@ struct DiskDelete: AsyncParsableCommand {
         commandName: "delete",
         abstract: "Remove a disk.",
         discussion: """
-            Its name is free at once. A disk that a live server owns takes --force: the server then stops serving it.
+            Its name is free at once. If a server has the disk, its heartbeat is watched first, and a disk that a live server \
+            owns takes --force: the server then stops serving it. --force does not wait.
 
             Examples:
               margined disk delete work --store file:///srv/disks

@@ -7,8 +7,8 @@ struct DiskRelease: AsyncParsableCommand {
         abstract: "Take a disk away from a server that will not come back.",
         discussion: """
             Any other server can then have the disk at once. What the old owner acknowledged and did not commit is lost, and \
-            the session that was attached is refused until it attaches anew. While the owner's heartbeat is fresh it takes \
-            --force: a live owner stops serving the disk.
+            the session that was attached is refused until it attaches anew. Unless the owner ended in order, its heartbeat is \
+            watched first, for its owner-dead-after at most. --force does not wait: a live owner stops serving the disk.
 
             Examples:
               margined disk release work --store file:///srv/disks

@@ -17,6 +17,14 @@ enum HeadUpdate: Sendable {
 }
 
 extension HeadStore {
+    /// Writes a server's record, whatever is there.
+    func beat(_ server: ServerRecord) async throws(CatalogError) {
+        let bytes = ControlObject.seal(server, kind: "server", format: ServerRecord.format)
+        _ = try await CatalogError.wrap { () async throws(StoreError) in
+            try await bucket.put(ServerRecord.key(server.id), bytes, if: .none)
+        }
+    }
+
     /// Changes a head that this server owns, as it knows it. Beside it others may change options and size: then the change
     /// is made to the head as it is now. When `change` advances the generation, the one before is archived first.
     ///

@@ -19,11 +19,12 @@ struct SeededGenerator: RandomNumberGenerator {
     }
 }
 
-/// Time that a test sets, chance from a seed, no waiting, no other threads.
+/// Time that a test sets or that somebody sleeps away, chance from a seed, no waiting, no other threads.
 final class SeededEnvironment: Environment {
     private struct State {
         var generator: SeededGenerator
         var wallMs: Int64
+        var asleep: [@Sendable () async -> Void] = []
     }
     private let state: Mutex<State>
     init(seed: UInt64 = 1, wallMs: Int64 = 1_800_000_000_000) {
@@ -35,7 +36,16 @@ final class SeededEnvironment: Environment {
         set { state.withLock { $0.wallMs = newValue } }
     }
     func randomBits() -> UInt64 { state.withLock { $0.generator.next() } }
-    func sleep(ns: UInt64) async { await Task.yield() }
+    func sleep(ns: UInt64) async {
+        let asleep = state.withLock { state in
+            state.wallMs += Int64((ns + 999_999) / 1_000_000)
+            return state.asleep
+        }
+        for body in asleep { await body() }
+        await Task.yield()
+    }
+    /// Calls `body` whenever somebody has slept: for what others do meanwhile.
+    func whileAsleep(_ body: @escaping @Sendable () async -> Void) { state.withLock { $0.asleep.append(body) } }
     func offload<T: Sendable>(_ work: @escaping @Sendable () -> T) async -> T { work() }
 }
 

@@ -130,6 +130,7 @@ extension Run {
         faults.corrupt = rate()
         faults.truncate = rate()
         faults.slow = rate()
+        faults.hangingHeads = [0, 0, 0, 4].randomElement(using: &world.chance)!
         return faults
     }
 

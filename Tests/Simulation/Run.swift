@@ -111,7 +111,6 @@ final class Run: @unchecked Sendable {  // as its world
         // Collection takes time: such a world is slow, and its clients take their time.
         if world.chance.one(in: 2) || Life.faults.contains(where: { $0 == fault }) {
             shape.deadlineMs = 5_000
-            shape.beats = true
             life = Life(self, fault: fault)
             for client in clients { life!.slow(client, self.operations) }
         }
@@ -199,6 +198,7 @@ final class Run: @unchecked Sendable {  // as its world
     // MARK: What the store sees
 
     private func stored(_ sender: String, _ location: Int, _ key: String, _ bytes: [UInt8]) {
+        if key.hasPrefix("servers/") { fenced(sender, location, String(key.dropFirst(8)), bytes) }
         var record: GenerationRecord?
         if key.hasPrefix("disks/"), key.contains("/generations/") {
             do { record = try GenerationRecord.decode(bytes, key: key) } catch {
@@ -276,6 +276,21 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
+    /// Nobody declares a server dead that lives, and whose way to its record is good.
+    private func fenced(_ sender: String, _ location: Int, _ id: String, _ bytes: [UInt8]) {
+        let record = try? ControlObject.open(
+            ServerRecord.self, bytes, kind: "server", format: ServerRecord.format, what: "the record of \(id)")
+        guard let record else { return world.violate("\(sender) spoiled the record of \(id)") }
+        if sender != id, record.fencedBy == nil, record.taken.isEmpty {
+            world.violate("\(sender) renewed the record of \(id)")
+        }
+        guard record.fencedBy != nil else { return }
+        count("a server that counts as dead")
+        if let server = servers.compactMap({ $0 }).first(where: { $0.id == id }), server.couldRenew(at: location) {
+            world.violate("\(sender) declared \(id) dead, which lives and could say so")
+        }
+    }
+
     /// A generation that equals another one, of the same disk or of the one that it was forked from.
     private func again(_ name: String, _ head: Head, _ record: GenerationRecord) {
         var seen: [UInt32: UInt32] = [:]
@@ -321,7 +336,7 @@ final class Run: @unchecked Sendable {  // as its world
         }
         let opened = store.open(
             buckets, environment, near: UInt8(world.chance.below(buckets.count)), deadlineMs: shape.deadlineMs)
-        return Catalog(opened, process: { [shape] _ in shape.beats ? .outOfSight : .gone })
+        return Catalog(opened, process: { _ in .outOfSight })
     }
 
     private func resize(_ disk: String, to sizeBytes: UInt64, force: Bool) async {
@@ -356,12 +371,7 @@ final class Run: @unchecked Sendable {  // as its world
         let (scratch, rebooted) = disks[machine]
         servers[machine] = SimServer(
             world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, rebooted: rebooted, shape: shape,
-            near: UInt8(machine % store.memories.count), obstacles: obstacles[machine],
-            isAlive: { [unowned self] id in
-                // A heartbeat tells little: one that lives may look dead for a while.
-                guard let server = servers.first(where: { $0?.id == id }) ?? nil, !server.seemsDead else { return false }
-                return !world.chance.one(in: 20)
-            })
+            near: UInt8(machine % store.memories.count), obstacles: obstacles[machine])
         world.note("m\(machine) starts\(rebooted ? " after a loss of power" : "")")
     }
 

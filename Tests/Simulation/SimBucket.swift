@@ -18,6 +18,8 @@ struct StoreFaults {
     var slowNs: UInt64 = 3_000_000_000
     /// How long it takes at most to ask for a manifest page, and to get it; 0: as long as anything else.
     var slowPageNs: UInt64 = 0
+    /// Calls on heads that take up to 20 s.
+    var hangingHeads = 0
     /// Nothing gets through.
     var isDown = false
 }
@@ -57,7 +59,9 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private let world: World
     private let store: SimStore
     private let sender: String
-    private let location: Int
+    let location: Int
+    /// When something went wrong, the last time, with a call on a server's record.
+    private(set) var troubledNs: UInt64 = 0
     private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
     private let obstacles: Obstacles?
@@ -71,6 +75,9 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
         self.obstacles = obstacles
     }
 
+    /// Its server could not send anything, or go on with an answer, until now.
+    func noteTrouble() { troubledNs = max(troubledNs, world.nowNs) }
+
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
     private var latencyNs: UInt64 {
         world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : 8_000_000))
@@ -80,7 +87,9 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private func send<T: Sendable>(
         _ key: String, isWrite: Bool, _ call: @escaping @Sendable () async -> Result<T, StoreError>
     ) async -> Result<T, StoreError> {
+        let isRecord = key.hasPrefix("servers/")
         if faults.isDown || roll(faults.failBefore) {
+            if isRecord { troubledNs = world.nowNs }
             await world.sleep(latencyNs)
             return .failure(StoreError(.unavailable, "simulated: out of reach"))
         }
@@ -89,6 +98,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
         var isLost = roll(faults.loseAnswer)
         var hangs: Obstacle?
         if let obstacle = obstacles?.first(key, isWrite: isWrite) {
+            if isRecord { troubledNs = world.nowNs }
             switch obstacle.effect {
             case .refuse:
                 await world.sleep(latencyNs)
@@ -106,9 +116,14 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
                 isLost = true
             case .slow(let ns): slowNs = ns
             }
+            if isRecord { noteTrouble() }
         }
-        let there = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
+        let isHeadHanging = key.hasSuffix("/head") && roll(faults.hangingHeads)
+        let there =
+            isHeadHanging
+            ? world.chance.ns(5_000_000_000...20_000_000_000) : slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
         let back = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
+        if isRecord, isLost || there + back > 500_000_000 { troubledNs = max(troubledNs, world.nowNs + there + back) }
         let (answersLate, answersNot) = (hangs, isLost)
         let result = await withCheckedContinuation { continuation in
             world.after(there) { [world, store] in
@@ -123,7 +138,10 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
                 }
             }
         }
-        if let answersLate { await obstacles!.wait(answersLate) }
+        if let answersLate {
+            await obstacles!.wait(answersLate)
+            if isRecord { noteTrouble() }
+        }
         return result
     }
 

@@ -18,8 +18,9 @@ struct ServerShape {
     var blockFileBytes: UInt64 = 64 << 20
     var takeover = Takeover.dead
     var network = NetworkShape()
-    /// It says every second that it lives, and what it reads.
-    var beats = false
+    /// How often it renews its record, and after which time without that it counts as dead.
+    var heartbeatMs: Int64 = 1_000
+    var deadAfterMs: Int64 = 5_000
     /// How long a call on the store is repeated.
     var deadlineMs: UInt64 = 20_000
     var fault: Fault?
@@ -45,6 +46,7 @@ final class SimServer: @unchecked Sendable {  // as its world
     private let served: ServerContext
     let network: NetworkShape
     private(set) var isAlive = true
+    private let startedNs: UInt64
     /// All that was its own has been looked at since it started.
     private(set) var hasRecovered = false
     var connections: [SimConnection] = []
@@ -55,7 +57,7 @@ final class SimServer: @unchecked Sendable {  // as its world
 
     init(
         _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
-        near: UInt8, obstacles: Obstacles, isAlive: @escaping @Sendable (String) -> Bool
+        near: UInt8, obstacles: Obstacles
     ) {
         self.id = id
         self.world = world
@@ -93,15 +95,20 @@ final class SimServer: @unchecked Sendable {  // as its world
                 grace: grace)
         }
         let server = id
+        let leases = Leases(opened.locations.all.map(\.number))
+        startedNs = world.nowNs
         manager = DiskManager(
             contexts: contexts,
             store: opened,
             server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
-            isAlive: { other, _ in other != server && isAlive(other) ? "it runs" : nil })
+            owners: OwnerWatch(
+                name: server, environment: environment, process: { _ in .outOfSight }, fault: shape.fault),
+            leases: leases)
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
         loops[0].run { [self] in
             await files.start()
+            beat(leases, shape)
             while (try? await grace.refresh(opened.bucket, environment: environment)) == nil {
                 await environment.sleep(ns: 100_000_000)
             }
@@ -109,19 +116,40 @@ final class SimServer: @unchecked Sendable {  // as its world
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
                 try? await grace.refresh(opened.bucket, environment: environment)
-                if shape.beats { await beat(opened) }
                 await manager.checkOwnership()
             }
         }
     }
 
-    private func beat(_ store: Store) async {
-        for location in store.locations.all {
-            try? await store.heads(at: location.number).beat(
-                ServerRecord(
-                    id: id, host: id, bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],
-                    timeMs: environment.wallMs, reading: manager.reading))
+    /// Renews its record at each location, each by itself.
+    private func beat(_ leases: Leases, _ shape: ServerShape) {
+        let policy = RetryPolicy(firstPauseMs: 50, longestPauseMs: 500, deadlineMs: 1_500)
+        for bucket in buckets {
+            let number = UInt8(bucket.location)
+            let heads = HeadStore(
+                bucket: RetryingBucket(bucket, environment: environment, policy: policy), environment: environment,
+                location: number)
+            let heartbeat = Heartbeat(
+                lease: leases[number], heads: heads, log: context.log, interval: { shape.heartbeatMs },
+                content: { [unowned self] in
+                    ServerRecord(
+                        id: id, host: id, bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],
+                        timeMs: environment.wallMs, freshForMs: shape.deadAfterMs, reading: manager.reading)
+                })
+            var before: (@Sendable () async -> Void)?
+            if shape.fault == .heartbeatWaits { before = { [manager] in await manager.checkOwnership(at: number) } }
+            let look = before
+            door.run { await heartbeat.run(before: look) { [unowned self] in !isAlive } }
         }
+    }
+
+    /// Whether it has had every chance to renew its record at a location for longer than others must watch it.
+    func couldRenew(at location: Int) -> Bool {
+        // Its clock and the other's may differ by a fifth.
+        let patienceNs = UInt64(5_000 * 13 / 10 + 2_000) * 1_000_000
+        let bucket = buckets[location]
+        return isAlive && world.nowNs > startedNs + patienceNs && !bucket.faults.isDown
+            && world.nowNs > bucket.troubledNs + patienceNs
     }
 
     /// How full it is, for people.

@@ -98,7 +98,7 @@ def main():
     expect([(l["number"], l["name"], l["near"], l["problem"]) for l in listed] == [(0, "eu", False, None), (1, "us", True, None)], f"locations: {listed}")
 
     # A disk made far, by a server there.
-    there = Daemon("us", config=us, settings=["read-timeout=20s"])
+    there = Daemon("us", config=us, dead_after="10m", settings=["read-timeout=20s"])
     margined("disk", "create", "base", "--size", str(SIZE), "--safe-points", "flush", config=us)
     there.start()
     model = bytearray(used)
@@ -139,7 +139,7 @@ def main():
     took = time.monotonic() - begin
     expect(forked["location"] == "eu" and forked["generation"] == 1, f"the fork: {forked}")
     expect(took < 20, f"three forks across took {took:.1f} s")
-    here = Daemon("eu", config=eu, settings=["read-timeout=20s", "commit-interval=200ms"])
+    here = Daemon("eu", config=eu, dead_after="10m", settings=["read-timeout=20s", "commit-interval=200ms"])
     here.start()
     begin = time.monotonic()
     client = here.attach("work?session=w", timeout=60)

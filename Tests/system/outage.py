@@ -156,7 +156,7 @@ def main():
         refused_stores()
     rng = random.Random(SEED)
     gate, url = before_store(STORE)
-    daemon = Daemon("o", store=url, commit="200ms", settings=["journal=64M", "journal-per-disk=64M", "dirty-memory=40M", "read-timeout=4s"])
+    daemon = Daemon("o", store=url, commit="200ms", dead_after="10m", settings=["journal=64M", "journal-per-disk=64M", "dirty-memory=40M", "read-timeout=4s"])
     create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="10m")
     daemon.start()
     c = daemon.attach(NAME)

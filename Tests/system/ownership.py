@@ -1,5 +1,6 @@
 """The two daemons of ownership.sh."""
 import threading
+import urllib.request
 
 from bed import *
 
@@ -49,7 +50,106 @@ class Watcher(threading.Thread):
             time.sleep(0.02)
 
 
+class Prober(threading.Thread):
+    """A client that reads one page and writes and flushes another, and remembers when each request went out and what came."""
+
+    def __init__(self, daemon, export):
+        super().__init__(daemon=True)
+        self.client, self.seen, self.why, self.halt = daemon.attach(export, timeout=20), [], None, False
+        self.client.socket.settimeout(20)
+
+    def run(self):
+        try:
+            while not self.halt:
+                sent = time.monotonic()
+                page = bytes(self.client.read(0, 4096))
+                self.client.write(1 << 20, b"p" * 4096)
+                self.client.flush()
+                self.seen.append((sent, page[:1]))
+        except (Gone, Failed, OSError) as e:
+            self.why = str(e) or type(e).__name__
+
+
+def stopped_owner():
+    """Row 13: an owner that is stopped, taken over and continued answers nothing that it was asked after the take-over."""
+    create("stopped", 1 << 30, resume_window="0")
+    a, b = Daemon("stop-a"), Daemon("stop-b")
+    a.start()
+    b.start()
+    probers = [Prober(a, "stopped?session=one") for _ in range(4)]
+    probers[0].client.write(0, b"1" * 4096)
+    probers[0].client.flush()
+    for p in probers:
+        p.start()
+    until("the first probes", 10, lambda: all(p.seen for p in probers))
+    os.kill(a.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    try:
+        c = b.attach("stopped?session=two", timeout=30)
+        took = time.monotonic() - begin
+        expect(took >= 0.9, f"a server that did not answer for {took:.1f} s was robbed: owner-dead-after is 1 s")
+        c.write(0, b"2" * 4096)
+        c.flush()
+        time.sleep(max(0, begin + 4 - time.monotonic()))
+        taken = time.monotonic()
+    finally:
+        os.kill(a.pid, signal.SIGCONT)
+    for p in probers:
+        p.join(20)
+        expect(not p.is_alive(), "a client of the robbed server is neither served nor told")
+        late = [page for sent, page in p.seen if sent >= taken]
+        expect(not late, f"{len(late)} reads and flushes were answered by a server that had lost the disk: {late[:3]}")
+    expect(bytes(c.read(0, 1)) == b"2", "the new owner's write is gone")
+    until("the robbed server's message", 10, lambda: "declared it dead" in open(a.log, errors="replace").read())
+    c.disconnect()
+    b.stop()
+    a.stop()
+    say(f"stopped for 4 s and continued: taken over after {took:.1f} s, nothing answered afterwards ({probers[0].why!r})")
+
+
+def hanging_head():
+    """Row 6: the head of one disk hangs. Nobody takes the others."""
+    admin = os.environ["S3_ADMIN"]
+
+    def ask(method, path, body=None):
+        r = urllib.request.Request(admin + path, method=method, data=json.dumps(body).encode() if body else None)
+        urllib.request.urlopen(r, timeout=10).read()
+
+    create("hangs", 1 << 30)
+    create("healthy", 1 << 30)
+    a, b = Daemon("hang-a"), Daemon("hang-b")
+    a.start()
+    b.start()
+    bad, good = a.attach("hangs"), Prober(a, "healthy")
+    bad.write(0, b"x" * 4096)
+    good.start()
+    ask("POST", "/faults", {"do": "delay", "seconds": 20, "target": ".*/disks/hangs/head.*"})
+    end = time.monotonic() + (6 if QUICK else 15)
+    refused = 0
+    while time.monotonic() < end:
+        try:
+            b.attach("healthy?session=thief", patient=False, timeout=20).cut()
+            raise Failed("a server with one hanging head was robbed of another disk")
+        except Refused:
+            refused += 1
+        count = len(good.seen)
+        time.sleep(0.3)
+        expect(len(good.seen) > count, "the healthy disk stands still")
+    ask("DELETE", "/faults")
+    good.halt = True
+    good.join(10)
+    expect(good.why is None, f"the healthy disk's client: {good.why}")
+    say(f"one disk's head hung: {refused} attaches elsewhere refused, {len(good.seen)} probes of another disk answered")
+    bad.cut()
+    good.client.cut()
+    a.kill()
+    b.kill()
+
+
 def main():
+    stopped_owner()
+    if "S3_ADMIN" in os.environ:
+        hanging_head()
     create(NAME, 1 << 30, safe_points="flush", durability="scratch", resume_window="60s", density=16)  # every generation is looked at
     a, b = Daemon("a", commit="50ms"), Daemon("b", commit="50ms")
     a.start()

@@ -58,6 +58,8 @@ int mg_signalfd(const int *signals, int count);
 int mg_signalfd_next(int fd);
 
 uint64_t mg_monotonic_ns(void);
+/// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended.
+uint64_t mg_boottime_ns(void);
 int64_t mg_realtime_ms(void);
 /// Fills all of `data` from the kernel's random source; crashes if there is none.
 void mg_random(void *data, size_t length);

@@ -43,7 +43,7 @@ extension Catalog {
     package func pin(_ name: String, generation: UInt64) async throws(CatalogError) -> DiskInfo {
         _ = try await keptRecord(generation, of: try await load(name))
         var diskID: ObjectID?
-        let pinned = try await change(name) { (head: inout Head, _, _) async throws(CatalogError) in
+        let pinned = try await change(name) { (head: inout Head, _) async throws(CatalogError) in
             guard head.keeps(generation) else { throw Self.hasLeft(name, generation) }
             head.pin(generation)
             diskID = head.diskID
@@ -74,7 +74,7 @@ extension Catalog {
 
     /// Lets history's rule decide on a generation again.
     package func unpin(_ name: String, generation: UInt64) async throws(CatalogError) -> DiskInfo {
-        try await change(name) { (head: inout Head, _, _) async throws(CatalogError) in
+        try await change(name) { (head: inout Head, _) async throws(CatalogError) in
             guard head.pinned.contains(generation) else {
                 throw CatalogError(.notFound, "generation \(generation) of disk '\(name)' is not pinned")
             }
@@ -125,6 +125,7 @@ extension Catalog {
             var head = old
             head.dispossess()
             head.sizeBytes = record.sizeBytes
+            try await tell(found, epoch: head.epoch)
             try await found.heads.archive(old)
             head.advance(to: record.again(in: head, kind: .rolledBack, from: old, store: store))
             if case .won = try await found.heads.swap(head, expecting: found.etag) { return }
@@ -136,7 +137,11 @@ extension Catalog {
     func refuseOwned(_ found: Store.Found, force: Bool, _ todo: String) async throws(CatalogError) {
         let head = found.head
         guard let owner = head.owner, !force else { return }
-        if try await found.heads.isAlive(owner, process: process) { throw Self.owned(head, todo) }
+        // Either way it takes force: only the advice differs, and that is not worth watching for.
+        switch try await owners.look(owner.server, found.heads, mayFence: false) {
+        case .alive, .unknown: throw Self.owned(head, todo)
+        case .gone: break
+        }
         throw CatalogError(
             .owned,
             "disk '\(head.name)' was last served by \(owner.host), which did not give it back; attach it once to recover what that server acknowledged, or use --force to lose it"
@@ -154,15 +159,10 @@ extension Catalog {
     ) async throws(CatalogError) {
         let wanted = store.environment.objectID()
         var asked: Head?
-        _ = try await change(name) { (head: inout Head, _, alive) async throws(CatalogError) in
+        _ = try await change(name) { (head: inout Head, heads) async throws(CatalogError) in
             asked = nil
             guard let owner = head.owner else { return }
-            guard alive else {
-                throw CatalogError(
-                    .owned,
-                    "disk '\(name)' belongs to \(owner.host), which is not alive and can commit nothing; without --now its last committed generation is taken"
-                )
-            }
+            try await refuseDead(owner, of: name, heads)
             head.commitWanted = wanted
             asked = head
         }
@@ -170,9 +170,11 @@ extension Catalog {
         poke()
         let deadline = store.environment.nowNs + timeoutMs * 1_000_000
         while true {
-            let now = try await load(name).head
+            let found = try await load(name)
+            let now = found.head
             // Another one's wish, which came later, is fulfilled no sooner than ours.
             if now.commitWanted == nil || now.epoch != asked.epoch || now.owner != asked.owner { return }
+            try await refuseDead(asked.owner!, of: name, found.heads)
             if store.environment.nowNs >= deadline {
                 throw CatalogError(
                     .conflict,
@@ -181,6 +183,15 @@ extension Catalog {
             }
             await store.environment.sleep(ns: 50_000_000)
         }
+    }
+
+    /// Throws when the owner is known to be dead. Waits for nothing, and takes nothing from it.
+    private func refuseDead(_ owner: Head.Owner, of name: String, _ heads: HeadStore) async throws(CatalogError) {
+        guard case .gone = try await owners.look(owner.server, heads, mayFence: false) else { return }
+        throw CatalogError(
+            .owned,
+            "disk '\(name)' belongs to \(owner.host), which is not alive and can commit nothing; without --now its last committed generation is taken"
+        )
     }
 }
 

@@ -43,6 +43,7 @@ extension Catalog {
                 head.sizeBytes = sizeBytes
             }
             if head == old { return try await info(old, at: found.heads) }
+            if head.epoch != old.epoch { try await tell(found, epoch: head.epoch) }
             try await limit?.check(asking: true, what: "making disk '\(name)' smaller")
             if case .won = try await found.heads.swap(head, expecting: found.etag) {
                 return try await info(head, at: found.heads)

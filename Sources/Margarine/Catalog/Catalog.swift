@@ -11,13 +11,22 @@ internal import Runtime
 package struct Catalog: Sendable {
     package let store: Store
     let process: ProcessProbe
+    let owners: OwnerWatch
+    /// Told what a change waits for, in one line.
+    package var waits: @Sendable (String) -> Void = { _ in }
     /// Swaps tried before a change is given up: each lost one means that another writer got on.
     static let maxAttempts = 16
 
-    /// - Parameter process: how to find out whether a server's process runs.
-    package init(_ store: Store, process: @escaping ProcessProbe = LocalProcess.state) {
+    /// - Parameters:
+    ///   - name: who this is, for the servers whose disks it takes.
+    ///   - process: how to find out whether a server's process runs.
+    package init(
+        _ store: Store, name: String = "a command", process: @escaping ProcessProbe = LocalProcess.state
+    ) {
         self.store = store
         self.process = process
+        owners = OwnerWatch(
+            name: name, environment: store.environment, process: process)
     }
 
     // MARK: Looking
@@ -58,7 +67,7 @@ package struct Catalog: Sendable {
         for head in heads { if let owner = head.owner { owners[owner.server] = owner } }
         let alive = try await inParallel(owners.values.sorted { $0.server < $1.server }, limit: 16) {
             (owner) async throws(CatalogError) -> String? in
-            try await place.isAlive(owner, process: process) ? owner.server : nil
+            try await place.looksAlive(owner, process: process) ? owner.server : nil
         }
         return heads.map { head in
             DiskInfo(
@@ -86,7 +95,7 @@ package struct Catalog: Sendable {
     ///
     /// - Parameter heads: where it is.
     func info(_ head: Head, at heads: HeadStore) async throws(CatalogError) -> DiskInfo {
-        info(head, at: heads, ownerAlive: try await heads.isAlive(head.owner, process: process))
+        info(head, at: heads, ownerAlive: try await heads.looksAlive(head.owner, process: process))
     }
 
     func info(_ head: Head, at heads: HeadStore, ownerAlive: Bool) -> DiskInfo {
@@ -157,7 +166,7 @@ package struct Catalog: Sendable {
 
     /// Changes options. A server that has the disk takes them over with its next commit or attachment.
     package func set(_ name: String, _ change: OptionsChange) async throws(CatalogError) -> DiskInfo {
-        try await self.change(name) { (head: inout Head, _, _) async throws(CatalogError) in
+        try await self.change(name) { (head: inout Head, _) async throws(CatalogError) in
             if let rule = change.safePoints { head.options.safePoints = rule }
             if let durability = change.durability { head.options.durability = durability }
             if let ms = change.resumeWindowMs { head.options.resumeWindowMs = ms }
@@ -171,8 +180,7 @@ package struct Catalog: Sendable {
     /// - Parameter force: also when a live server has it; the server loses it.
     package func delete(_ name: String, force: Bool = false) async throws(CatalogError) {
         var buried: (heads: HeadStore, head: Head)?
-        _ = try await change(name) { (head: inout Head, heads, alive) async throws(CatalogError) in
-            if alive && !force { throw Self.owned(head, "delete it") }
+        _ = try await change(name, force: force, "delete it") { (head: inout Head, heads) async throws(CatalogError) in
             // Whoever forks it right now finds the generation named until it is retired.
             try await heads.archive(head)
             head.bury()
@@ -186,28 +194,52 @@ package struct Catalog: Sendable {
     ///
     /// - Parameter force: also when the owner is alive.
     package func release(_ name: String, force: Bool = false) async throws(CatalogError) -> DiskInfo {
-        try await change(name) { (head: inout Head, _, alive) async throws(CatalogError) in
-            if alive && !force { throw Self.owned(head, "take it") }
+        try await change(name, force: force, "take it") { (head: inout Head, _) async throws(CatalogError) in
             if head.owner != nil || head.session != nil { head.dispossess() }
         }
     }
 
-    /// Loads, changes and swaps a head until it holds. `change` learns whether the owner is alive.
+    /// Loads, changes and swaps a head until it holds. A change that takes the disk from its owner waits until the owner is
+    /// known to be dead, unless `force` is set.
+    ///
+    /// - Parameter todo: what `force` would do, for people.
     func change(
-        _ name: String, _ change: (inout Head, HeadStore, _ ownerAlive: Bool) async throws(CatalogError) -> Void
+        _ name: String, force: Bool = false, _ todo: String = "change it",
+        _ change: (inout Head, HeadStore) async throws(CatalogError) -> Void
     ) async throws(CatalogError) -> DiskInfo {
         for _ in 0..<Self.maxAttempts {
             let found = try await load(name)
-            let old = found.head
-            let alive = try await found.heads.isAlive(old.owner, process: process)
-            var head = old
-            try await change(&head, found.heads, alive)
-            if head == old { return info(old, at: found.heads, ownerAlive: alive) }
+            var head = found.head
+            try await change(&head, found.heads)
+            if head == found.head { return try await info(head, at: found.heads) }
+            if head.epoch != found.head.epoch { try await clear(found, epoch: head.epoch, force: force, todo) }
             if case .won = try await found.heads.swap(head, expecting: found.etag) {
-                return info(head, at: found.heads, ownerAlive: alive && head.owner != nil)
+                return try await info(head, at: found.heads)
             }
         }
         throw Self.conflict(name)
+    }
+
+    /// Before the head of `found` is replaced by one that takes the disk from its owner: waits until the owner is known to be
+    /// dead; with `force`, tells it instead.
+    private func clear(_ found: Store.Found, epoch: UInt64, force: Bool, _ todo: String) async throws(CatalogError) {
+        guard let owner = found.head.owner else { return }
+        if force { return try await tell(found, epoch: epoch) }
+        var isTold = false
+        let state = try await owners.settle(owner.server, found.heads) { unchangedMs, ofMs in
+            if isTold { return }
+            isTold = true
+            waits(
+                "watching server \(owner.server) on \(owner.host), which has disk '\(found.head.name)': it counts as dead when it does not say that it lives for \((ofMs - unchangedMs + 999) / 1000) s; --force does not wait"
+            )
+        }
+        if case .alive = state { throw Self.owned(found.head, todo) }
+    }
+
+    /// Before the head of `found` is replaced by one of a higher epoch, by force: its owner's record says so.
+    func tell(_ found: Store.Found, epoch: UInt64) async throws(CatalogError) {
+        guard let owner = found.head.owner else { return }
+        try await owners.note(TakenDisk(diskID: found.head.diskID, epoch: epoch), from: owner.server, found.heads)
     }
 
     static func check(_ options: DiskOptions) throws(CatalogError) {

@@ -36,8 +36,12 @@ public final class Daemon: StatusSource {
         let contexts: [DiskContext]
         let disks: DiskManager
         let listener: Listener
-        /// Accepts, shakes hands, beats, and does what is no disk's.
+        /// Accepts, shakes hands, and does what is no disk's.
         let door: Loop
+        /// Renews this server's records, and does nothing else.
+        let pulse: Loop
+        /// One for each location.
+        let heartbeats: [Heartbeat]
         /// For commits: as the near location says.
         let grace: GraceGauge
         /// For collections: as the first location says.
@@ -47,7 +51,8 @@ public final class Daemon: StatusSource {
         init(
             store: Store, counters: StoreCounters, server: ServerIdentity, cache: SliceCache, files: BlockFiles,
             contexts: [DiskContext], disks: DiskManager, listener: Listener, door: Loop,
-            grace: GraceGauge, collected: GraceGauge, collection: ScheduledCollection
+            pulse: Loop, heartbeats: [Heartbeat], grace: GraceGauge, collected: GraceGauge,
+            collection: ScheduledCollection
         ) {
             self.store = store
             self.counters = counters
@@ -58,6 +63,8 @@ public final class Daemon: StatusSource {
             self.disks = disks
             self.listener = listener
             self.door = door
+            self.pulse = pulse
+            self.heartbeats = heartbeats
             self.grace = grace
             self.collected = collected
             self.collection = collection
@@ -115,7 +122,11 @@ public final class Daemon: StatusSource {
         watch.now(
             "waiting for the store \(urls) to take this server's heartbeat",
             remedy: "check that it has room and that these keys may write")
-        try await firstBeat(store, server, settings)
+        let leases = Leases(store.locations.all.map(\.number))
+        let heartbeats = store.locations.all.map {
+            makeHeartbeat(at: $0, store, server, settings, counters, lease: leases[$0.number])
+        }
+        try await firstBeats(heartbeats, store)
         let grace = GraceGauge()
         do throws(CatalogError) {
             try await grace.refresh(store.locations.nearBucket, environment: environment)
@@ -129,6 +140,8 @@ public final class Daemon: StatusSource {
 
         let door = try Loop(name: "door")
         try door.start()
+        let pulse = try Loop(name: "heartbeat")
+        try pulse.start()
         let cache = SliceCache(budgetBytes: settings.memoryCacheBytes)
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(
@@ -137,19 +150,20 @@ public final class Daemon: StatusSource {
         let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
             contexts: contexts, store: store, server: server, takeover: settings.takeover, log: log,
-            isAlive: { [environment] id, heads in
-                guard let record = try await heads.server(id),
-                    record.isAlive(nowMs: environment.wallMs, process: LocalProcess.state)
-                else { return nil }
-                return "its last heartbeat is \((environment.wallMs - record.timeMs) / 1000) s old"
-            })
+            owners: OwnerWatch(
+                name: "server \(server.id) on \(server.host)", environment: environment, process: LocalProcess.state,
+                fault: contexts[0].settings.fault),
+            leases: leases)
         let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
-            disks: disks, listener: listener, door: door, grace: grace, collected: collected,
+            disks: disks, listener: listener, door: door, pulse: pulse, heartbeats: heartbeats, grace: grace,
+            collected: collected,
             collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: collected, log: log))
         state.withLock { $0.parts = parts }
 
+        // From here on the leases stand as long as the store answers: taking up journals may last.
+        for heartbeat in heartbeats { pulse.run { [weak self] in await self?.beat(parts, heartbeat) } }
         watch.now(
             "taking stock of the cached blocks in '\(settings.scratch)'",
             remedy: "nothing is wrong unless that disk is; 'blocks' in it may be removed while margined is stopped")
@@ -163,7 +177,7 @@ public final class Daemon: StatusSource {
         watch.now("binding the addresses", remedy: "check 'listen' and 'unix'")
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
-        for location in store.locations.all { door.run { [weak self] in await self?.beat(parts, at: location) } }
+        for location in store.locations.all { door.run { [weak self] in await self?.look(parts, at: location) } }
         parts.collection.apply(settings)
         return addresses
     }
@@ -242,21 +256,53 @@ public final class Daemon: StatusSource {
 
     // MARK: Heartbeat
 
-    private func heartbeat(
-        _ server: ServerIdentity, addresses: [String], reading: [String] = [], _ settings: Settings
-    ) -> ServerRecord {
-        LocalProcess.record(
-            id: server.id, addresses: addresses, environment: environment, freshForMs: settings.ownerDeadAfterMs,
-            reading: reading)
+    private func makeHeartbeat(
+        at location: Location, _ store: Store, _ server: ServerIdentity, _ settings: Settings,
+        _ counters: StoreCounters,
+        lease: Lease
+    ) -> Heartbeat {
+        let heads = HeadStore(
+            bucket: ownWay(to: location, settings, counters), environment: environment, location: location.number)
+        return Heartbeat(
+            lease: lease, heads: heads, log: log,
+            interval: { [weak self] in self?.state.withLock { $0.settings.heartbeatIntervalMs } ?? 1000 },
+            content: { [weak self, environment] in
+                let (now, parts, addresses) =
+                    self?.state.withLock { ($0.settings, $0.parts, $0.addresses) } ?? (settings, nil, [])
+                return LocalProcess.record(
+                    id: server.id, addresses: addresses, environment: environment, freshForMs: now.ownerDeadAfterMs,
+                    reading: parts?.disks.reading ?? [])
+            })
+    }
+
+    /// A way to a location for its heartbeat alone: nothing that others ask of the store stands in front of it, and a
+    /// request that hangs is given up while there is time for another.
+    private func ownWay(to location: Location, _ settings: Settings, _ counters: StoreCounters) -> any Bucket {
+        let url = settings.places.first { $0.name == location.name }?.url ?? settings.places[0].url
+        var transport = TransportSettings()
+        transport.connections = 2
+        let patienceMs = Int(min(max(settings.ownerDeadAfterMs / 6, 1000), 10_000))
+        transport.connectTimeoutMs = min(patienceMs, 3000)
+        transport.totalTimeoutMs = patienceMs
+        transport.stallTimeoutSeconds = max(1, patienceMs / 1000)
+        let bucket = LocationBucket(location.name, opened: nil, environment: environment) {
+            [environment, transport] () async throws(StoreError) -> any Bucket in
+            // It is the right one.
+            _ = try await location.hasty.get(Store.key, range: 0..<0)
+            return try await openTransport(
+                url: url, environment: environment, check: false, transport: transport, counters: counters)
+        }
+        let policy = RetryPolicy(firstPauseMs: 50, longestPauseMs: 500, deadlineMs: 1500)
+        return RetryingBucket(bucket, environment: environment, policy: policy, counters: counters)
     }
 
     /// Says that this server lives, at every location that answers, before it takes a disk; the near one must.
-    private func firstBeat(_ store: Store, _ server: ServerIdentity, _ settings: Settings) async throws(CatalogError) {
-        let record = heartbeat(server, addresses: [], settings)
-        _ = try await inParallel(store.locations.all, limit: 16) { (location) async throws(CatalogError) -> Bool in
+    private func firstBeats(_ heartbeats: [Heartbeat], _ store: Store) async throws(CatalogError) {
+        _ = try await inParallel(heartbeats, limit: 16) { (heartbeat) async throws(CatalogError) -> Bool in
+            let location = store.locations[heartbeat.lease.location]!
             if location.trouble() != nil { return false }
             do throws(CatalogError) {
-                try await store.hastyHeads(at: location).beat(record)
+                try await heartbeat.renew()
                 return true
             } catch {
                 if location.number == store.locations.near { throw error }
@@ -265,33 +311,35 @@ public final class Daemon: StatusSource {
         }
     }
 
-    /// Says that this server lives, and looks whether its disks are still its own, as long as it runs: at one location,
-    /// so that one that is out of reach delays no other.
-    private func beat(_ parts: Parts, at location: Location) async {
-        let heads = parts.store.heads(at: location.number)
-        var isAway = location.trouble() != nil
+    /// Proves that this server lives as long as it runs.
+    private func beat(_ parts: Parts, _ heartbeat: Heartbeat) async {
+        var before: (@Sendable () async -> Void)?
+        if parts.contexts[0].settings.fault == .heartbeatWaits {
+            before = { await parts.disks.checkOwnership(at: heartbeat.lease.location) }
+        }
+        await heartbeat.run(before: before) { [weak self] in
+            guard let self else { return true }
+            return self.state.withLock { $0.isDraining } && !parts.disks.hasDisks
+        }
+    }
+
+    /// Looks for what users changed in the heads of its disks, and at the grace period: at one location, so that one that
+    /// is out of reach delays no other.
+    private func look(_ parts: Parts, at location: Location) async {
+        let bucket = parts.store.heads(at: location.number).bucket
         while true {
-            let (settings, addresses, isDraining) = state.withLock { ($0.settings, $0.addresses, $0.isDraining) }
+            let (intervalMs, isDraining) = state.withLock { ($0.settings.heartbeatIntervalMs, $0.isDraining) }
             if isDraining, !parts.disks.hasDisks { return }
-            do {
-                try await heads.beat(
-                    heartbeat(parts.server, addresses: addresses, reading: parts.disks.reading, settings))
+            do throws(CatalogError) {
                 if location.number == parts.store.locations.near {
-                    try await parts.grace.refresh(heads.bucket, environment: environment)
+                    try await parts.grace.refresh(bucket, environment: environment)
                 }
-                if location.number == 0 {
-                    try await parts.collected.refresh(heads.bucket, environment: environment)
-                }
-                if isAway, parts.store.locations.hasSeveral {
-                    log.notice("location '\(location.name)' is in reach again")
-                }
-                isAway = false
+                if location.number == 0 { try await parts.collected.refresh(bucket, environment: environment) }
             } catch {
-                log.warning("the heartbeat could not be written: \(error)")
-                isAway = true
+                log.warning("how long a commit may take can't be asked: \(error)")
             }
             await parts.disks.checkOwnership(at: location.number)
-            await environment.sleep(ns: UInt64(settings.heartbeatIntervalMs) * 1_000_000)
+            await environment.sleep(ns: UInt64(intervalMs) * 1_000_000)
         }
     }
 
@@ -307,7 +355,9 @@ public final class Daemon: StatusSource {
         await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
         await parts.disks.drain()
-        if !parts.disks.hasDisks { await parts.store.forget(server: parts.server.id) }
+        guard !parts.disks.hasDisks else { return }
+        for heartbeat in parts.heartbeats { heartbeat.end() }
+        await parts.store.forget(server: parts.server.id)
     }
 
     /// Takes over what can change while running; the rest of `settings` equals what runs.

@@ -5,7 +5,7 @@
 
 /// What to do with a disk that another server owns.
 public enum Takeover: String, Sendable, Codable, CaseIterable {
-    /// Take it only when the owner's heartbeat is older than it said it may become.
+    /// Take it only when the owner's record was seen unchanged for as long as it says.
     case dead
     /// Take it at once. The old owner's head no longer swaps, so it loses the disk and says so.
     case force
@@ -101,9 +101,9 @@ public struct Settings: Sendable, Equatable {
     public var uploads = 0
 
     // The store.
-    /// How often this server's heartbeat object is written while it owns a disk. Milliseconds.
+    /// How often this server's record is renewed. Milliseconds.
     public var heartbeatIntervalMs: Int64 = 5000
-    /// This server is dead to others when its heartbeat is older than this. Milliseconds.
+    /// This server is dead to others when they have seen its record unchanged for so long. Milliseconds.
     public var ownerDeadAfterMs: Int64 = 30_000
     /// What to do with disks that other servers own.
     public var takeover = Takeover.dead

@@ -22,7 +22,9 @@ extension Disk {
             case .admit: return makeAdmission(session!)
             case .askStore: return try await askStore(name, client, isMember: isMember)
             case .wait: await outcome()
-            case .reopen: return nil
+            case .reopen:
+                while isLeaving { await context.environment.sleep(ns: 5_000_000) }
+                return nil
             case .inUse: throw inUse()
             case .stopping: throw AttachError(.shutdown, "the server is shutting down")
             case nil: throw AttachError(.unavailable, "disk '\(self.name)' can't be attached; see the server's log")

@@ -56,6 +56,7 @@ struct Run: @unchecked Sendable {  // the pointer belongs to the request that wa
 extension Disk {
     package func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline {
         if lost != nil { return .failed(.shutdown) }
+        if !isProven { return .later }
         var at = 0
         while at < lengthBytes {
             let here = offset + UInt64(at)

@@ -253,15 +253,14 @@ extension Disk {
 
     /// It is this server's no more: lost, or given back.
     private func leaveDisk() {
-        if lost == nil {
-            lost = "it was given back; attach again"
-            journal.removeAll()
-        }
+        let isGivenBack = lost == nil
+        let reason = lost ?? "it was given back; attach again"
+        lost = reason
         commitTimer?.cancel()
         cancelRequests(of: nil)
         let last = clients
         clients = []
-        for client in last { client.disconnect(reason: lost!) }
+        for client in last { client.disconnect(reason: reason) }
         let waiters = commitWaiters
         commitWaiters = []
         for waiter in waiters { waiter.done(.shutdown) }
@@ -269,6 +268,17 @@ extension Disk {
         appendWaiters = []
         for waiter in appends { waiter.done(.shutdown) }
         wakeRoomWaiters()
-        onGone(self)
+        endParked()
+        claim.end()
+        if isGivenBack {
+            journal.removeAll()
+            return onGone(self)
+        }
+        // Its journal may be taken up again here at once: not before the last append has landed.
+        isLeaving = true
+        journal.abandon { [self] in
+            isLeaving = false
+            onGone(self)
+        }
     }
 }

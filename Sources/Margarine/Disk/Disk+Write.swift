@@ -31,6 +31,7 @@ extension Disk {
         offset: UInt64, lengthBytes: Int, from buffer: UnsafeRawPointer, client: any DeviceClient
     ) -> Inline {
         if let refusal { return .failed(refusal) }
+        if !isProven { return .later }
         switch apply(offset, lengthBytes, buffer, nil) {
         case .done: return .done
         case .needs, .full: return .later

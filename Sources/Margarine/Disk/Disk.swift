@@ -19,6 +19,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     let context: DiskContext
     let heads: HeadStore
     let serverID: String
+    /// Proof that the disk is this server's (Disk+Lease).
+    let claim: Claim
+    /// Whether there was one when the turn of a connection last began.
+    var isProven = true
+    var parked = Parked()
     let pages: DirtyPages
     let journal: Journal
 
@@ -91,6 +96,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var isFresh = false
     /// Why this server no longer has the disk.
     var lost: String?
+    /// Lost, and its last append has not landed yet.
+    var isLeaving = false
     /// Told when the disk is done for here (lost, or released).
     var onGone: (Disk) -> Void = { _ in }
 
@@ -98,8 +105,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     init(
         name: String, head: Head, headTag: ETag, manifest: Manifest, serverID: String, heads: HeadStore,
-        context: DiskContext, replayed: ReplayedJournal?, pages: DirtyPages, journal: Journal
+        context: DiskContext, replayed: ReplayedJournal?, pages: DirtyPages, journal: Journal, claim: Claim
     ) {
+        self.claim = claim
         self.name = name
         self.head = head
         self.headTag = headTag
@@ -145,6 +153,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         submitted += 1
         request.deviceState = submitted
         if lost != nil { return finish(request, .shutdown) }
+        if !isProven { return park(request) }
+        begin(request)
+    }
+
+    func begin(_ request: DeviceRequest) {
         switch request.kind {
         case .read: submitRead(request)
         case .write: submitWrite(request)
@@ -164,7 +177,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if finished.count == 1 { context.loop.post { [self] in deliverFinished() } }
     }
 
-    private func deliverFinished() {
+    func deliverFinished() {
+        if lost == nil, !proves() { return parkFinished() }
         let done = finished
         finished = []
         for request in done { request.client.completed(request) }
@@ -193,7 +207,11 @@ package final class Disk: BlockDevice, @unchecked Sendable {
             return waiter.turn <= turn
         }
         for done in ready { done(failure) }
-        for client in clients { client.journaled(turn: turn, error: failure) }
+        if failure == nil, !proves() {
+            park(turn: turn)
+        } else {
+            for client in clients { client.journaled(turn: turn, error: failure) }
+        }
         wakeRoomWaiters()
     }
 

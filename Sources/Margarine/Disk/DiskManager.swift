@@ -7,9 +7,6 @@ internal import ObjectStore
 internal import Runtime
 internal import Synchronization
 
-/// Says by which sign the server of an id lives, by what is stored beside a head that it owns; nil when it is dead.
-package typealias OwnerProbe = @Sendable (_ server: String, _ heads: HeadStore) async throws -> String?
-
 package final class DiskManager: ExportProvider {
     /// Everything shared by all disks of one loop.
     private let contexts: [DiskContext]
@@ -17,13 +14,16 @@ package final class DiskManager: ExportProvider {
     private let server: ServerIdentity
     private let takeover: Takeover
     private let log: Logger
-    private let isAlive: OwnerProbe
+    private let owners: OwnerWatch
+    private let leases: Leases
     private let state = Mutex(State())
 
     private struct Opening {
         var number: UInt64
         var context: DiskContext
         var task: Task<Disk, any Error>
+        /// The task has ended well. Until then it may be watching whether another server lives.
+        var isOpen = false
     }
     /// Names are used again, also with the same numbers where a store has several locations; the ids of disks are not.
     private struct SnapshotKey: Hashable {
@@ -48,7 +48,7 @@ package final class DiskManager: ExportProvider {
 
     package init(
         contexts: [DiskContext], store: Store, server: ServerIdentity, takeover: Takeover, log: Logger,
-        isAlive: @escaping OwnerProbe
+        owners: OwnerWatch, leases: Leases
     ) {
         precondition(!contexts.isEmpty)
         self.contexts = contexts
@@ -56,7 +56,8 @@ package final class DiskManager: ExportProvider {
         self.server = server
         self.takeover = takeover
         self.log = log
-        self.isAlive = isAlive
+        self.owners = owners
+        self.leases = leases
         contexts[0].journals.whenAsked { [weak self] in
             guard let self else { return }
             // On the loop of the disk that asks.
@@ -160,10 +161,12 @@ package final class DiskManager: ExportProvider {
             do throws(AttachError) { context = try startedContext(number) } catch { return .failure(error) }
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
-                context: context, isAlive: isAlive)
+                context: context, owners: owners, leases: leases)
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }
+                // Lost before anybody could be told.
+                if disk.lost != nil, !disk.isLeaving { self?.remove(name, number) }
                 return disk
             }
             let opening = Opening(number: number, context: context, task: task)
@@ -173,6 +176,7 @@ package final class DiskManager: ExportProvider {
         let opening = try found.get()
         do {
             let disk = try await opening.task.value
+            state.withLock { if $0.disks[name]?.number == opening.number { $0.disks[name]!.isOpen = true } }
             return (opening.context, disk)
         } catch {
             remove(name, opening.number)
@@ -223,9 +227,13 @@ package final class DiskManager: ExportProvider {
         return isWhole
     }
 
-    /// Calls `body` on the loop of every open disk.
-    package func forEachDisk<T: Sendable>(_ body: @escaping @Sendable (Disk) async -> T) async -> [T] {
-        let openings = state.withLock { $0.disks.values.sorted { $0.number < $1.number } }
+    /// Calls `body` on the loop of every open disk; with `opening`, also of those that are being opened, once they are.
+    package func forEachDisk<T: Sendable>(
+        opening: Bool = false, _ body: @escaping @Sendable (Disk) async -> T
+    ) async -> [T] {
+        let openings = state.withLock { state in
+            state.disks.values.filter { opening || $0.isOpen }.sorted { $0.number < $1.number }
+        }
         return await withTaskGroup(of: T?.self) { group in
             for opening in openings {
                 group.addTask {
@@ -239,17 +247,25 @@ package final class DiskManager: ExportProvider {
         }
     }
 
-    /// Looks whether the disks whose heads are at this location (nil: at any) are still this server's.
+    /// Heads that are looked at at the same time.
+    private static let looks = 16
+
+    /// Looks at the heads of this location (nil: of all) for what users changed. Some at a time; no heartbeat waits for it.
     package func checkOwnership(at location: UInt8? = nil) async {
-        _ = await forEachDisk { disk in
-            if location == nil || disk.heads.location == location { await disk.checkOwnership() }
+        let openings = state.withLock { $0.disks.values.filter(\.isOpen).sorted { $0.number < $1.number } }
+        _ = await inParallel(openings, limit: DiskManager.looks) { opening in
+            guard let disk = try? await opening.task.value else { return }
+            await opening.context.run {
+                if location == nil || disk.heads.location == location { await disk.checkOwnership() }
+            }
         }
     }
 
     /// Admits nobody any more, and brings every disk to rest.
     package func drain() async {
         state.withLock { $0.isDraining = true }
-        _ = await forEachDisk { disk in await disk.drain() }
+        owners.stop()
+        _ = await forEachDisk(opening: true) { disk in await disk.drain() }
     }
 
     /// The generations that are attached read-only, as `NAME@GENERATION`.

@@ -30,7 +30,8 @@ struct DiskOpener {
     /// The head as it was just now, to save asking again.
     var known: Store.Found?
     let context: DiskContext
-    let isAlive: OwnerProbe
+    let owners: OwnerWatch
+    let leases: Leases
 
     static let journalRoot = "journal"
     static let lostRoot = "lost"
@@ -66,7 +67,7 @@ struct DiskOpener {
         if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
-        if let owner = head.owner, !isMine, takeover == .dead { try await checkDead(owner, heads) }
+        if let owner = head.owner, !isMine { try await clear(owner, head, heads) }
 
         let folder = DiskOpener.journalFolder(name, head.diskID)
         let pages = DirtyPages(arena: context.arena)
@@ -101,13 +102,37 @@ struct DiskOpener {
             }
             next.session = try await opening(next, heads)
         }
-        let swap = try await AttachError.wrap { () throws(CatalogError) in
-            try await heads.swap(next, expecting: found.etag)
+        // Before the swap is sent: whoever takes the disk from then on finds the claim.
+        let claim = try await makeClaim(next, at: heads.location)
+        do throws(CatalogError) {
+            guard case .won(let tag) = try await heads.swap(next, expecting: found.etag) else {
+                claim.end()
+                return nil
+            }
+            if let reason = claim.lostReason { throw CatalogError(.conflict, "disk '\(name)': \(reason); try again") }
+            return make(
+                next, tag, heads, folder, pages, replayed, claim, survives: survives, claimant: claimant)
+        } catch {
+            claim.end()
+            throw AttachError(error)
         }
-        switch swap {
-        case .lost: return nil
-        case .won(let tag):
-            return make(next, tag, heads, folder, pages, replayed, survives: survives, claimant: claimant)
+    }
+
+    /// Waits a little for a proof that this server may take disks at the location of the head.
+    private func makeClaim(_ head: Head, at location: UInt8) async throws(AttachError) -> Claim {
+        let environment = context.environment
+        let deadline = environment.nowNs + 10_000_000_000
+        while true {
+            if let claim = leases[location].claim(head.diskID, epoch: head.epoch, nowNs: environment.bootNs) {
+                return claim
+            }
+            if environment.nowNs >= deadline {
+                throw AttachError(
+                    .unavailable,
+                    "disk '\(name)': this server's heartbeat can't be written at the disk's location\(context.locations.troubles), so it may take no disks there; try again"
+                )
+            }
+            await environment.sleep(ns: 20_000_000)
         }
     }
 
@@ -122,7 +147,7 @@ struct DiskOpener {
 
     private func make(
         _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages,
-        _ replayed: ReplayedJournal?, survives: Bool, claimant: String?
+        _ replayed: ReplayedJournal?, _ claim: Claim, survives: Bool, claimant: String?
     ) -> Disk {
         let journal = Journal(
             folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence, pages: pages,
@@ -140,7 +165,11 @@ struct DiskOpener {
         let disk = Disk(
             name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests),
             serverID: server.id,
-            heads: heads, context: context, replayed: replayed, pages: pages, journal: journal)
+            heads: heads, context: context, replayed: replayed, pages: pages, journal: journal,
+            claim: claim)
+        claim.whenLost { [weak disk, loop = context.loop] reason in
+            loop.post { [weak disk] in disk?.lose(reason) }
+        }
         if survives, head.session != nil || !disk.active.isEmpty {
             // Its client may come back, to find exactly what it was told.
             disk.begin(
@@ -156,20 +185,37 @@ struct DiskOpener {
         return disk
     }
 
-    /// Another server has the disk: may it be taken?
-    private func checkDead(_ owner: Head.Owner, _ heads: HeadStore) async throws(AttachError) {
-        let sign: String?
-        do { sign = try await isAlive(owner.server, heads) } catch {
+    /// Another server has the disk: sees that it is gone, or tells it that it loses the disk.
+    private func clear(_ owner: Head.Owner, _ head: Head, _ heads: HeadStore) async throws(AttachError) {
+        let state: OwnerState
+        do throws(CatalogError) {
+            if takeover == .force {
+                try await owners.note(
+                    TakenDisk(diskID: head.diskID, epoch: head.epoch + 1), from: owner.server, heads)
+                return
+            }
+            var isTold = false
+            state = try await owners.settle(owner.server, heads) { unchangedMs, ofMs in
+                if isTold { return }
+                isTold = true
+                context.log.notice(
+                    "disk \(name): its server \(owner.server) on \(owner.host) may have died; it is watched for \((ofMs - unchangedMs + 999) / 1000) s more before the disk is taken"
+                )
+            }
+        } catch {
             throw AttachError(
                 .unavailable, "disk '\(name)': whether server \(owner.server) is alive can't be told: \(error)")
         }
-        if let sign {
+        if case .alive(let sign) = state {
             throw AttachError(
                 .refused,
                 "disk '\(name)' belongs to server \(owner.server) on \(owner.host), which is alive (\(sign)); "
                     + "detach it there, or take it with `margined disk release \(name) --force`")
         }
-        context.log.notice("disk \(name): taken over from server \(owner.server) on \(owner.host), which is dead")
+        if case .gone(let how) = state {
+            context.log.notice(
+                "disk \(name): taken over from server \(owner.server) on \(owner.host), which is dead (\(how))")
+        }
     }
 
     private func replay(_ folder: String, _ head: Head, _ pages: DirtyPages) async throws(AttachError)

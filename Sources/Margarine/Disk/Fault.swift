@@ -55,6 +55,12 @@ package enum Fault: String, Sendable, CaseIterable {
     /// Memory: what is held for clients has no bound. Layers are not held against the dirty memory, requests do not stand in
     /// line, and what a client asked for does not end with it.
     case memoryNotBounded
+    /// Heartbeat: the next renewal waits until every disk's head was looked at.
+    case heartbeatWaits
+    /// Ownership: an owner is dead when its record is old by the clock of whoever looks at it.
+    case livenessByClock
+    /// Lease: requests are served and acknowledged however old the last proof of ownership is.
+    case leaseNotAsked
 }
 
 #if MARGARINE_FAULTS

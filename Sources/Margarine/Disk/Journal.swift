@@ -73,6 +73,9 @@ package final class Journal: @unchecked Sendable {
         queued.count * MemoryLayout<Operation>.stride + (queuedSlots.count + (flight == nil ? 0 : flightSlots.count))
             * 4
     }
+    /// A batch is being written.
+    private var isInKernel = false
+    private var abandoned: (() -> Void)?
     /// Set after an error that leaves unknown what is on the disk. Nothing can be written any more.
     private(set) var failure: ScratchError?
 
@@ -250,7 +253,7 @@ package final class Journal: @unchecked Sendable {
             let inline = try pieces.withUnsafeBufferPointer { buffers throws(ScratchError) in
                 try now.segment.file.write(buffers, at: now.offset) { [weak self] error in self?.landed(error) }
             }
-            if inline { land() }
+            if inline { land() } else { isInKernel = true }
             return inline
         } catch {
             stumble(error)
@@ -259,6 +262,11 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func landed(_ error: ScratchError?) {
+        isInKernel = false
+        if let done = abandoned {
+            abandoned = nil
+            return done()
+        }
         if let error { return stumble(error) }
         let turn = land()
         if queued.isEmpty {
@@ -317,6 +325,17 @@ package final class Journal: @unchecked Sendable {
         let waiters = syncWaiters
         syncWaiters = []
         for waiter in waiters { waiter.done(error) }
+    }
+
+    /// The disk is done for here, and its journal may be taken up by another object at once: nothing more is written. Calls
+    /// `done` when no write is under way any more.
+    func abandon(_ done: @escaping () -> Void) {
+        let error = failure ?? ScratchError(errno: 5 /* EIO */, description: "the disk was lost")
+        failure = error
+        let waiters = syncWaiters
+        syncWaiters = []
+        for waiter in waiters { waiter.done(error) }
+        if isInKernel { abandoned = done } else { done() }
     }
 
     // MARK: Segments

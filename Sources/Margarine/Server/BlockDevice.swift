@@ -107,6 +107,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     var sizeBytes: UInt64 { get }
     var isReadOnly: Bool { get }
 
+    /// A connection begins with what it has just received: what follows in the same turn came before this.
+    func beginTurn()
     /// Reads into `buffer` if all bytes are in memory. The range lies within the device.
     func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline
     /// Takes the write if that needs no I/O but the journal's. The bytes are copied before it returns. Not for FUA.
@@ -123,6 +125,10 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// of it was completed before. Called once for each `join` that succeeded, unless the device called `disconnect`.
     /// Afterwards every request that was submitted is still `completed`, and nothing else is called on the client.
     func leave(_ client: any DeviceClient, clean: Bool)
+}
+
+extension BlockDevice {
+    package func beginTurn() {}
 }
 
 /// What a client learns before it attaches.

@@ -98,6 +98,7 @@ extension Connection {
 
     /// Parses the last `count` bytes that were received: the receive buffer's, or what is left over of an earlier turn.
     private func parse(_ base: UnsafeMutableRawPointer, _ count: Int) {
+        device.beginTurn()
         // While the connection is held off, requests that begin here or behind wait.
         let newFrom = isHeld ? Int(heldFrom) - (Int(counters.receivedBytes) - count) : .max
         var at = 0
@@ -258,6 +259,7 @@ extension Connection {
     /// The payload is complete.
     private func finishPayload() {
         guard let current = payload else { return }
+        device.beginTurn()
         payload = nil
         let length = Int(current.header.lengthBytes)
         // From here on it counts like any buffer of its length.

@@ -32,7 +32,11 @@ final class DiskBed: Sendable {
     let context: DiskContext
     let manager: DiskManager
     let files: BlockFiles
+    /// One for each location; proven for a day.
+    let leases: Leases
+    private let alive: Set<String>
 
+    /// - Parameter alive: servers that live, whatever others do.
     init(
         store: MemoryBucket = MemoryBucket(), scratch: MemoryScratch = MemoryScratch(), server: String = "a",
         rebooted: Bool = false, takeover: Takeover = .dead, alive: Set<String> = [],
@@ -60,12 +64,18 @@ final class DiskBed: Sendable {
             loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
             manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes),
             journals: JournalBudget(limitBytes: journalBytes), log: log, settings: settings)
+        let numbers = locations.all.map(\.number)
+        leases = Leases(numbers)
+        for number in numbers { leases[number].prove(sentNs: environment.bootNs, deadAfterMs: 86_400_000) }
+        self.alive = alive
         manager = DiskManager(
             contexts: [context],
             store: several ?? Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
             server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,
             log: log,
-            isAlive: { id, _ in alive.contains(id) ? "it was told to be" : nil })
+            owners: OwnerWatch(
+                name: server, environment: environment, process: { _ in .outOfSight }, fault: settings.fault),
+            leases: leases)
     }
 
     /// As a kill: nothing is finished. The loop stops where it is.
@@ -88,6 +98,11 @@ final class DiskBed: Sendable {
     }
 
     func attach(_ export: String = "d", host: String = "h") async throws -> TestClient {
+        // Of a later version: nobody takes it for dead.
+        for id in alive {
+            _ = try await store.put(
+                ServerRecord.key(id), Array("{\"margarine\":\"server\",\"format\":99,".utf8), if: .none)
+        }
         let attached = try await manager.attach(export, client: ClientIdentity(address: "\(host):1", host: host))
         let client = TestClient(attached)
         try await client.join()
@@ -150,6 +165,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
         _ kind: DeviceRequest.Kind, offset: UInt64 = 0, bytes: [UInt8]? = nil, length: Int = 0, fua: Bool = false
     ) async -> (error: DeviceError?, bytes: [UInt8], extents: [Extent]) {
         await onLoop { [self] in
+            device.beginTurn()
             let request = DeviceRequest()
             let count = bytes?.count ?? length
             let buffer = UnsafeMutableRawPointer.allocate(byteCount: max(count, 1), alignment: 16)
@@ -177,6 +193,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
             result = await run(.write, offset: offset, bytes: bytes, fua: true).error
         } else {
             let inline: (done: Bool, error: DeviceError?) = await onLoop { [self] in
+                device.beginTurn()
                 switch bytes.withUnsafeBytes({
                     device.tryWrite(offset: offset, lengthBytes: bytes.count, from: $0.baseAddress!, client: self)
                 }) {
@@ -209,6 +226,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
     func zero(_ range: Range<UInt64>, trim: Bool = false) async throws {
         let kind: DeviceRequest.Kind = trim ? .trim : .writeZeroes
         let error = await onLoop { [self] () -> DeviceError? in
+            device.beginTurn()
             let request = DeviceRequest()
             request.kind = kind
             request.offset = range.lowerBound
