@@ -130,7 +130,7 @@ final class SimServer: @unchecked Sendable {  // as its world
                 bucket: RetryingBucket(bucket, environment: environment, policy: policy), environment: environment,
                 location: number)
             let heartbeat = Heartbeat(
-                lease: leases[number], heads: heads, log: context.log, interval: { shape.heartbeatMs },
+                lease: leases[number], heads: heads, log: contexts[0].log, interval: { shape.heartbeatMs },
                 content: { [unowned self] in
                     ServerRecord(
                         id: id, host: id, bootID: "", pid: 1, pidNamespace: "", startTicks: 0, addresses: [],
