@@ -12,6 +12,12 @@ final class BlockingPool: Sendable {
 
     deinit { workers.stop() }
 
+    /// Makes the first thread.
+    /// - Throws: when the system has none to give.
+    func prepare() throws(StoreError) {
+        do throws(ScratchError) { try workers.prepare() } catch { throw StoreError(.unavailable, error.description) }
+    }
+
     /// Runs `work` on a thread of the pool and returns what it gives on the caller's executor.
     func run<T: Sendable>(_ work: @escaping @Sendable () throws(StoreError) -> T) async throws(StoreError) -> T {
         let result: Result<T, StoreError> = await withUnsafeContinuation { continuation in

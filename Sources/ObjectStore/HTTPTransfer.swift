@@ -31,10 +31,10 @@ final class Transfer: @unchecked Sendable {
         continuation = nil
     }
 
-    /// Sets a fresh handle up for this request. `release` undoes what it keeps.
-    func prepare(_ handle: UnsafeMutableRawPointer, _ server: HTTPServer, _ settings: TransportSettings) {
+    /// Sets a fresh handle up for this request; false without memory for it. `release` undoes what it keeps.
+    func prepare(_ handle: UnsafeMutableRawPointer, _ server: HTTPServer, _ settings: TransportSettings) -> Bool {
         maxBodyBytes = settings.maxBodyBytes
-        let curl = CurlOptions(handle)
+        var curl = CurlOptions(handle)
         curl.set(CURLOPT_URL, server.root + request.target)
         curl.set(CURLOPT_PROTOCOLS_STR, "http,https")
         curl.set(CURLOPT_PATH_AS_IS, 1)
@@ -54,9 +54,11 @@ final class Transfer: @unchecked Sendable {
         }
         curl.set(CURLOPT_ERRORBUFFER, errorText)
 
-        for (name, value) in request.headers { headerList = curl_slist_append(headerList, "\(name): \(value)") }
         // libcurl would wait for "100 Continue" before a body, and name a type of its own for it.
-        for line in ["Expect:", "Accept:"] { headerList = curl_slist_append(headerList, line) }
+        for line in request.headers.map({ "\($0): \($1)" }) + ["Expect:", "Accept:"] {
+            guard let longer = curl_slist_append(headerList, line) else { return false }
+            headerList = longer
+        }
         curl.set(CURLOPT_HTTPHEADER, headerList)
 
         let context = Unmanaged.passUnretained(self).toOpaque()
@@ -77,6 +79,7 @@ final class Transfer: @unchecked Sendable {
         curl.set(CURLOPT_HEADERFUNCTION, Transfer.writeHeader)
         curl.set(CURLOPT_HEADERDATA, context)
         if request.expectedBytes > 65_536 { curl.set(CURLOPT_BUFFERSIZE, 512 << 10) }
+        return curl.hasMemory
     }
 
     func release() {
@@ -176,17 +179,27 @@ final class Transfer: @unchecked Sendable {
 /// The variadic setter, by kind of value.
 private struct CurlOptions {
     let handle: UnsafeMutableRawPointer
+    /// libcurl copies texts.
+    private(set) var hasMemory = true
     init(_ handle: UnsafeMutableRawPointer) { self.handle = handle }
 
-    func set(_ option: CURLoption, _ value: Int) { check(mg_curl_set_long(handle, Int32(option.rawValue), value)) }
-    func set(_ option: CURLoption, _ value: String) { check(mg_curl_set_text(handle, Int32(option.rawValue), value)) }
-    func set(_ option: CURLoption, _ value: UnsafeMutableRawPointer?) {
+    mutating func set(_ option: CURLoption, _ value: Int) {
+        check(mg_curl_set_long(handle, Int32(option.rawValue), value))
+    }
+    mutating func set(_ option: CURLoption, _ value: String) {
+        check(mg_curl_set_text(handle, Int32(option.rawValue), value))
+    }
+    mutating func set(_ option: CURLoption, _ value: UnsafeMutableRawPointer?) {
         check(mg_curl_set_pointer(handle, Int32(option.rawValue), value))
     }
-    func set(_ option: CURLoption, _ value: @escaping mg_curl_data) {
+    mutating func set(_ option: CURLoption, _ value: @escaping mg_curl_data) {
         check(mg_curl_set_data(handle, Int32(option.rawValue), value))
     }
-    private func check(_ code: Int32) {
-        precondition(code == CURLE_OK.rawValue, "libcurl lacks an option: \(code)")
+    private mutating func check(_ code: Int32) {
+        if code == CURLE_OUT_OF_MEMORY.rawValue {
+            hasMemory = false
+        } else {
+            precondition(code == CURLE_OK.rawValue, "libcurl lacks an option: \(code)")
+        }
     }
 }

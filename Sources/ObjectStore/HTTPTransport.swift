@@ -9,6 +9,7 @@
 
 import CCurl
 import CLibraries
+import Runtime
 import Synchronization
 
 /// Bounds of the connection to one store.
@@ -60,19 +61,27 @@ struct HTTPResponse: Sendable {
 struct TransportError: Error, Sendable {
     /// Whether the whole request may have reached the server.
     var isMaybeDone: Bool
-    /// Whether trying again is pointless: a certificate that is not trusted, a name that is malformed.
+    /// Whether trying again is pointless until somebody mends something: a certificate that is not trusted, say.
     var isPermanent: Bool
+    /// Nobody wants the answer any more.
+    var isCancelled = false
     var isTooLong = false
     var text: String
+
+    static func cancelled(isMaybeDone: Bool = false) -> TransportError {
+        TransportError(isMaybeDone: isMaybeDone, isPermanent: true, isCancelled: true, text: "cancelled")
+    }
 }
 
 /// A client of one server.
 final class HTTPTransport: Sendable {
     private let worker: CurlWorker
 
-    init(server: HTTPServer, settings: TransportSettings) {
+    /// nil without memory for it.
+    init?(server: HTTPServer, settings: TransportSettings) {
         mg_curl_global
-        worker = CurlWorker(server: server, settings: settings)
+        guard let worker = CurlWorker(server: server, settings: settings) else { return nil }
+        self.worker = worker
     }
 
     deinit { worker.stop() }
@@ -112,10 +121,11 @@ private final class CurlWorker: @unchecked Sendable {
     private var running: [UnsafeMutableRawPointer: Transfer] = [:]
     private var spareHandles: [UnsafeMutableRawPointer] = []
 
-    init(server: HTTPServer, settings: TransportSettings) {
+    init?(server: HTTPServer, settings: TransportSettings) {
+        guard let multi = curl_multi_init() else { return nil }
         self.server = server
         self.settings = settings
-        multi = curl_multi_init()
+        self.multi = multi
         _ = mg_curl_multi_set_long(multi, Int32(CURLMOPT_MAXCONNECTS.rawValue), settings.connections)
     }
 
@@ -130,11 +140,24 @@ private final class CurlWorker: @unchecked Sendable {
             defer { mailbox.isRunning = true }
             return !mailbox.isRunning
         }
-        if starts {
-            let started = startDetachedThread(name: "mg-curl", stackBytes: 1 << 20) { self.serve() }
-            precondition(started, "the thread for HTTP cannot be made")
-        } else {
+        if !starts {
             curl_multi_wakeup(multi)
+        } else if !startDetachedThread(name: CurlWorker.threadName, stackBytes: 1 << 20, { self.serve() }) {
+            failAll("the system has no thread for HTTP; raise the limit of threads (pids, ulimit -u)")
+        }
+    }
+
+    static let threadName = "mg-curl"
+
+    /// Nothing was sent of what waits; the next that comes tries to start the thread again.
+    private func failAll(_ why: String) {
+        let transfers = mailbox.withLock { mailbox in
+            mailbox.isRunning = false
+            defer { mailbox.arrived = [] }
+            return mailbox.arrived
+        }
+        for transfer in transfers {
+            transfer.complete(.failure(TransportError(isMaybeDone: false, isPermanent: false, text: why)))
         }
     }
 
@@ -183,7 +206,7 @@ private final class CurlWorker: @unchecked Sendable {
             let transfer = waiting[waitingHead]
             waitingHead += 1
             if transfer.isCancelled {
-                transfer.complete(.failure(TransportError(isMaybeDone: false, isPermanent: true, text: "cancelled")))
+                transfer.complete(.failure(.cancelled()))
             } else {
                 start(transfer)
             }
@@ -199,7 +222,12 @@ private final class CurlWorker: @unchecked Sendable {
             transfer.complete(.failure(TransportError(isMaybeDone: false, isPermanent: false, text: "out of memory")))
             return
         }
-        transfer.prepare(handle, server, settings)
+        guard transfer.prepare(handle, server, settings) else {
+            transfer.release()
+            curl_easy_cleanup(handle)
+            transfer.complete(.failure(TransportError(isMaybeDone: false, isPermanent: false, text: "out of memory")))
+            return
+        }
         running[handle] = transfer
         let code = curl_multi_add_handle(multi, handle)
         if code != CURLM_OK {
@@ -226,7 +254,7 @@ private final class CurlWorker: @unchecked Sendable {
         guard let (handle, _) = running.first(where: { $0.value === transfer }) else {
             // One that has not arrived yet ends when its turn comes.
             if waiting[waitingHead...].contains(where: { $0 === transfer }) {
-                transfer.complete(.failure(TransportError(isMaybeDone: false, isPermanent: true, text: "cancelled")))
+                transfer.complete(.failure(.cancelled()))
             }
             return
         }
@@ -235,6 +263,6 @@ private final class CurlWorker: @unchecked Sendable {
         curl_multi_remove_handle(multi, handle)
         transfer.release()
         curl_easy_cleanup(handle)
-        transfer.complete(.failure(TransportError(isMaybeDone: isMaybeDone, isPermanent: true, text: "cancelled")))
+        transfer.complete(.failure(.cancelled(isMaybeDone: isMaybeDone)))
     }
 }

@@ -27,7 +27,7 @@ final class DirectoryFile: ScratchFile {
     private struct WaitingSync {
         /// Writes with lower tickets must complete first.
         var ticket: UInt64
-        var loop: Loop
+        var loop: Loop?
         var done: @Sendable (ScratchError?) -> Void
     }
 
@@ -127,7 +127,7 @@ final class DirectoryFile: ScratchFile {
     ) {
         precondition(offset <= UInt64(Int64.max) - UInt64(buffer.count))
         let loop = root.callerLoop
-        if buffer.isEmpty { return loop.post { done(nil) } }
+        if buffer.isEmpty { return complete(on: loop, nil, done) }
         root.start(
             DiskOperation(
                 .read, descriptor, path: path, buffers: CollectionOfOne(UnsafeRawBufferPointer(buffer)), offset: offset,
@@ -144,9 +144,13 @@ final class DirectoryFile: ScratchFile {
         if mayStart { startSync(on: loop, done: done) }
     }
 
-    private func startSync(on loop: Loop, done: @escaping @Sendable (ScratchError?) -> Void) {
+    private func complete(on loop: Loop?, _ error: ScratchError?, _ done: @escaping @Sendable (ScratchError?) -> Void) {
+        if let loop { loop.post { done(error) } } else { done(error) }
+    }
+
+    private func startSync(on loop: Loop?, done: @escaping @Sendable (ScratchError?) -> Void) {
         let (failure, covered) = state.withLock { ($0.syncFailure, $0.unsyncedBytes) }
-        if let failure { return loop.post { done(failure) } }
+        if let failure { return complete(on: loop, failure, done) }
         let operation = DiskOperation(.sync, descriptor, path: path) { [self] error in
             let result = state.withLock { state in
                 if error == nil { state.unsyncedBytes -= min(covered, state.unsyncedBytes) }

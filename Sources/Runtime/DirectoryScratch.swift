@@ -23,7 +23,7 @@ public final class DirectoryScratch: ScratchDisk {
         if mkdir(path, 0o700) < 0, errno != EEXIST { throw ScratchError(errno, "mkdir", path) }
         let fd = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard fd >= 0 else { throw ScratchError(errno, "open", path) }
-        root = ScratchRoot(directory: FileDescriptor(owning: fd), path: path)
+        root = try ScratchRoot(directory: FileDescriptor(owning: fd), path: path)
     }
 
     /// Takes the directory for this process until the last reference to this object goes. Fails when another one has it.
@@ -175,9 +175,10 @@ final class ScratchRoot: Sendable {
     private let ownLoop = Mutex<Loop?>(nil)
     private let closer = WorkerPool(name: "closer", threads: 1)
 
-    init(directory: FileDescriptor, path: String) {
+    init(directory: FileDescriptor, path: String) throws(ScratchError) {
         self.directory = directory
         self.path = path
+        try closer.prepare()
     }
 
     deinit {
@@ -194,21 +195,21 @@ final class ScratchRoot: Sendable {
 
     func fullPath(_ relative: String) -> String { relative.isEmpty ? path : "\(path)/\(relative)" }
 
-    /// The loop of the calling thread, or else the one of this directory, started at the first such call.
-    var callerLoop: Loop {
+    /// The loop of the calling thread, or else the one of this directory, started at the first such call; nil while the
+    /// system has no descriptor or no thread for that.
+    var callerLoop: Loop? {
         if let loop = Loop.current { return loop }
         return ownLoop.withLock { own in
             if let own { return own }
-            do {
-                let made = try Loop(name: "scratch")
-                made.start()
-                own = made
-                return made
-            } catch { preconditionFailure("no loop for the scratch directory \(path): \(error)") }
+            guard let made = try? Loop(name: "scratch"), (try? made.start()) != nil else { return nil }
+            own = made
+            return made
         }
     }
 
-    func start(_ operation: DiskOperation, on loop: Loop) {
+    /// Without a loop the caller's thread, which is no loop's, does it and waits.
+    func start(_ operation: DiskOperation, on loop: Loop?) {
+        guard let loop else { return operation.performAll() }
         if loop.isCurrent {
             loop.disk.start(operation)
         } else {

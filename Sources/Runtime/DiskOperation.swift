@@ -79,6 +79,13 @@ final class DiskOperation: @unchecked Sendable {  // handed from thread to threa
         return result < 0 ? -Int(errno) : result
     }
 
+    /// Makes all kernel calls here and waits for them.
+    func performAll() {
+        while true {
+            if case .finished(let error) = advance(perform()) { return done(error) }
+        }
+    }
+
     enum Step {
         case again
         case finished(ScratchError?)

@@ -72,14 +72,20 @@ final class DiskQueue: @unchecked Sendable {  // owned by its loop's thread once
             precondition(queued, "the ring has a place for each request under way")
             unsubmitted += 1
         } else {
-            DiskQueue.pool.run { [loop = loop!] in
-                let result = reference._withUnsafeGuaranteedRef { $0.perform() }
-                loop.post { loop.disk.completed(reference.takeRetainedValue(), result) }
-            }
+            performOnThread(reference)
+        }
+    }
+
+    private func performOnThread(_ reference: Unmanaged<DiskOperation>) {
+        DiskQueue.pool.run { [loop = loop!] in
+            let result = reference._withUnsafeGuaranteedRef { $0.perform() }
+            loop.post { loop.disk.completed(reference.takeRetainedValue(), result) }
         }
     }
 
     private func completed(_ operation: DiskOperation, _ result: Int) {
+        // Nobody here cancels: the kernel does when it can make no thread for a call that has to wait.
+        if result == -Int(ECANCELED) { return performOnThread(Unmanaged.passRetained(operation)) }
         underWay -= 1
         switch operation.advance(result) {
         case .again: issue(operation)
@@ -115,7 +121,7 @@ final class DiskQueue: @unchecked Sendable {  // owned by its loop's thread once
             unsubmitted -= Int(taken)
         } else {
             precondition(
-                taken == -EAGAIN || taken == -EBUSY || taken == -EINTR, "io_uring_enter: \(errnoText(-taken))")
+                [EAGAIN, EBUSY, EINTR, ENOMEM, ENOBUFS].contains(-taken), "io_uring_enter: \(errnoText(-taken))")
         }
         mustRetrySubmit = unsubmitted > 0
     }

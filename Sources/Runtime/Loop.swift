@@ -128,23 +128,26 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         case stopped
     }
 
-    /// Starts the thread, if this loop is to have one. Once per loop.
-    public func start() {
+    /// Starts the thread, if this loop is to have one. Once per loop; after an error it may be tried again.
+    /// - Throws: when the system has no thread to give.
+    public func start() throws(ScratchError) {
         if clock != nil { return }
-        lifecycle.withLock { state in
+        let error = lifecycle.withLock { state -> Int32 in
             guard case .new = state else { preconditionFailure("loop \(name) was started before") }
             var thread: UInt = 0
-            let error = mg_thread_start(
+            let reference = Unmanaged.passRetained(self)
+            let error = Threads.start(
                 { argument in
                     let loop = Unmanaged<Loop>.fromOpaque(argument!).takeRetainedValue()
                     mg_thread_set_loop(argument)
                     loop.turnUntilStopped()
                     mg_thread_set_loop(nil)
                     return nil
-                }, Unmanaged.passRetained(self).toOpaque(), Loop.stackBytes, name, &thread)
-            precondition(error == 0, "no thread for loop \(name): \(errnoText(-error))")
-            state = .running(thread: thread)
+                }, reference.toOpaque(), stackBytes: Loop.stackBytes, name: name, &thread)
+            if error == 0 { state = .running(thread: thread) } else { reference.release() }
+            return error
         }
+        if error != 0 { throw .noThread(error, for: "loop \(name)") }
     }
 
     /// Ends the loop: disk requests under way and messages already posted still run, timers and descriptors are dropped.
@@ -324,7 +327,8 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         return storage
     }
 
-    private var nowNs: UInt64 { clock.map { $0() } ?? mg_monotonic_ns() }
+    /// Monotonic time of this loop's clock, in nanoseconds.
+    public var nowNs: UInt64 { clock.map { $0() } ?? mg_monotonic_ns() }
 
     // MARK: Without a thread (`Loop+Driven`)
 

@@ -242,7 +242,7 @@ public final class MemoryScratch: ScratchDisk {
     private static let fallback: Loop = {
         do {
             let loop = try Loop(name: "memory scratch")
-            loop.start()
+            try loop.start()
             return loop
         } catch { preconditionFailure("no loop for memory scratch disks: \(error)") }
     }()

@@ -40,7 +40,7 @@ public enum Sockets {
     {
         switch endpoint {
         case .tcp(let host, let port): return try listenTCP(host, port, endpoint, backlog)
-        case .unix(let path): return [try listenUnix(path, endpoint, backlog, mode)]
+        case .unix(let path): return [try listen(unix: path, backlog: backlog, mode: mode).socket]
         }
     }
 
@@ -75,23 +75,28 @@ public enum Sockets {
         return listeners
     }
 
-    private static func listenUnix(_ path: String, _ endpoint: Endpoint, _ backlog: Int32, _ mode: mode_t)
-        throws(SocketError)
-        -> FileDescriptor
+    /// A listening unix socket, and its file, which is to be removed before the socket is closed.
+    public static func listen(unix path: String, backlog: Int32 = 1024, mode: mode_t = 0o600) throws(SocketError)
+        -> (socket: FileDescriptor, file: SocketFile)
     {
+        let endpoint = Endpoint.unix(path: path)
         let address = try SocketAddress(unixPath: path)
         let fd = socket(AF_UNIX, flags, 0)
         guard fd >= 0 else { throw SocketError(errno, "socket", "\(endpoint)") }
         let descriptor = FileDescriptor(owning: fd)
         _ = fchmod(fd, mode)  // before bind, so that nobody can connect in between
+        // Till it listens: before that, another process would take it for a dead one's.
+        let lock = FolderLock(of: path)
+        defer { withExtendedLifetime(lock) {} }
         var result = address.withPointer { bind(fd, $0, $1) }
         if result < 0, errno == EADDRINUSE {
             try removeStale(path, address, endpoint)
             result = address.withPointer { bind(fd, $0, $1) }
         }
         guard result == 0 else { throw SocketError(errno, "bind", "\(endpoint)") }
+        guard let file = SocketFile(path) else { throw SocketError(ENOENT, "bind", "\(endpoint)") }
         guard Glibc.listen(fd, backlog) == 0 else { throw SocketError(errno, "listen", "\(endpoint)") }
-        return descriptor
+        return (descriptor, file)
     }
 
     /// Removes a socket on which nobody listens.

@@ -13,6 +13,10 @@ public final class SystemEnvironment: Environment {
         self.workers = WorkerPool(name: "worker", threads: workers)
     }
 
+    /// Makes the first worker now.
+    /// - Throws: when the system has no thread to give.
+    package func prepare() throws(ScratchError) { try workers.prepare() }
+
     deinit {
         // Nobody waits for a result any more: a waiting call would hold this object.
         workers.stop()

@@ -3,7 +3,8 @@
 import CLinux
 import Glibc
 
-/// At most `threads` threads, made when first needed, that run closures in the order given.
+/// At most `threads` threads, made when first needed, that run closures in the order given. While the system has not even
+/// one thread to give, the caller's thread does the work: late, but done.
 ///
 /// The queue is as long as its callers make it: each caller waits for its result before it gives the next.
 package final class WorkerPool: @unchecked Sendable {  // `mutex` guards all stored variables
@@ -35,12 +36,26 @@ package final class WorkerPool: @unchecked Sendable {  // `mutex` guards all sto
         mutex.deallocate()
     }
 
+    /// Makes the first thread, so that no caller ever has to do the work itself.
+    /// - Throws: when the system has none to give.
+    package func prepare() throws(ScratchError) {
+        pthread_mutex_lock(mutex)
+        let error = threads.isEmpty ? startThread() : 0
+        pthread_mutex_unlock(mutex)
+        if error != 0 { throw .noThread(error, for: "the \(name) pool") }
+    }
+
     /// Runs `work` on one of the threads.
     package func run(_ work: @escaping @Sendable () -> Void) {
         pthread_mutex_lock(mutex)
         precondition(!isStopping, "work for a stopped pool")
         queue.append(work)
-        if idle < queue.count - next, threads.count < limit { startThread() }
+        if idle < queue.count - next, threads.count < limit, startThread() != 0, threads.isEmpty {
+            // Without a thread nothing else is queued.
+            queue.removeLast()
+            pthread_mutex_unlock(mutex)
+            return work()
+        }
         pthread_cond_signal(condition)
         pthread_mutex_unlock(mutex)
     }
@@ -62,21 +77,17 @@ package final class WorkerPool: @unchecked Sendable {  // `mutex` guards all sto
         }
     }
 
-    private func startThread() {
+    /// 0, or the errno: the threads that are there do the work then.
+    private func startThread() -> Int32 {
         var thread: UInt = 0
         let pool = Unmanaged.passRetained(self)
-        let error = mg_thread_start(
+        let error = Threads.start(
             { argument in
                 Unmanaged<WorkerPool>.fromOpaque(argument!).takeRetainedValue().work()
                 return nil
-            }, pool.toOpaque(), WorkerPool.stackBytes, name, &thread)
-        if error == 0 {
-            threads.append(thread)
-        } else {
-            pool.release()
-            // With at least one thread the work still gets done.
-            precondition(!threads.isEmpty, "no thread for the \(name) pool: \(errnoText(-error))")
-        }
+            }, pool.toOpaque(), stackBytes: WorkerPool.stackBytes, name: name, &thread)
+        if error == 0 { threads.append(thread) } else { pool.release() }
+        return error
     }
 
     private func work() {

@@ -1,7 +1,7 @@
 // Signals as a stream. The handler writes the number to a pipe and does nothing else; a thread reads it.
 
-import Foundation
 import Glibc
+import Runtime
 
 enum Signals {
     /// The pipe's write end. Set once, before the first handler is installed.
@@ -16,7 +16,7 @@ enum Signals {
         _ = fcntl(ends[1], F_SETFL, O_NONBLOCK)
         writeEnd = ends[1]
         let readEnd = ends[0]
-        Thread.detachNewThread {
+        let isWatched = startDetachedThread(name: "signals") {
             var number: UInt8 = 0
             while true {
                 let count = read(readEnd, &number, 1)
@@ -24,6 +24,7 @@ enum Signals {
                 if count == 0 || (count < 0 && errno != EINTR) { return }
             }
         }
+        guard isWatched else { throw Failure("no thread for signals: raise the limit of threads (pids, ulimit -u)") }
         for number in numbers {
             signal(number) { number in
                 let saved = errno

@@ -56,7 +56,7 @@ struct ExecutorTests {
             rmdir(folder)
         }
         let loops = [try Loop(name: "one"), try Loop(name: "two")]
-        for loop in loops { loop.start() }
+        for loop in loops { try loop.start() }
         let bed = await LoaderBed()
         var entries: [BlockEntry] = []
         for id in 0..<3 as Range<UInt64> {

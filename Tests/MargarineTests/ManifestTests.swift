@@ -277,7 +277,7 @@ struct ManifestTests {
         store.faulty.inject(StoreFault(.hold(gate), verb: .get))
         // On one loop, as the manifest is not for several threads.
         let loop = try Loop(name: "test")
-        loop.start()
+        try loop.start()
         defer { loop.stop() }
         let loads = (0..<8).map { _ in
             Task(executorPreference: loop) { try await cold.load(BlockIndex(1)) }

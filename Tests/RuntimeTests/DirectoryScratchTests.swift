@@ -12,7 +12,7 @@ import Testing
     private func at(_ place: Place, _ body: @escaping @Sendable () async throws -> Void) async throws {
         if place == .noLoop { return try await body() }
         let loop = try Loop(name: "test", ring: place == .ring)
-        loop.start()
+        try loop.start()
         defer { loop.stop() }
         // A machine that refuses io_uring can't test it; it must say so.
         #expect(loop.usesRing == (place == .ring && loop.ringRefusal == nil))
@@ -199,7 +199,7 @@ import Testing
         try await withFolder { folder in
             let path = folder + "/f"
             let number = open(path, O_RDWR | O_CREAT, 0o600)
-            let root = ScratchRoot(directory: FileDescriptor(owning: open(folder, O_RDONLY)), path: folder)
+            let root = try ScratchRoot(directory: FileDescriptor(owning: open(folder, O_RDONLY)), path: folder)
             let file = try DirectoryFile(FileDescriptor(owning: number), path: path, root: root)
             try await file.write([1], at: 0)
             try await file.sync()

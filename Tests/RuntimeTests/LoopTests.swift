@@ -31,7 +31,7 @@ import Testing
 
     @Test func messagesPostedBeforeStopStillRun() throws {
         let loop = try Loop(name: "test")
-        loop.start()
+        try loop.start()
         let count = Shared(0)
         for _ in 0..<1_000 { loop.post { count.update { $0 += 1 } } }
         loop.post { loop.post { count.update { $0 += 1 } } }
@@ -55,7 +55,7 @@ import Testing
         for ring in [true, false] {
             try await withFolder { folder in
                 let loop = try Loop(name: "test", ring: ring)
-                loop.start()
+                try loop.start()
                 let file = try DirectoryScratch(path: folder).open("f", create: true)
                 try await file.write([UInt8](repeating: 7, count: 600 * 512), at: 0)
                 nonisolated(unsafe) let memory = UnsafeMutableRawBufferPointer.allocate(
@@ -80,7 +80,7 @@ import Testing
 
     @Test func aLoopMayStopItself() async throws {
         let loop = try Loop(name: "test")
-        loop.start()
+        try loop.start()
         #expect(
             await loop.call {
                 loop.stop()

@@ -8,7 +8,7 @@ import Testing
 /// A loop for one test, stopped at its end.
 func withLoop(_ body: (Loop) async throws -> Void) async throws {
     let loop = try Loop(name: "test")
-    loop.start()
+    try loop.start()
     defer { loop.stop() }
     try await body(loop)
 }

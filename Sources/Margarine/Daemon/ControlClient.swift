@@ -116,7 +116,6 @@ struct UnixAddress {
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
     }
 
-    func bind(_ fd: Int32) -> Int32 { with { Glibc.bind(fd, $0, $1) } }
     func connect(_ fd: Int32) -> Int32 { with { Glibc.connect(fd, $0, $1) } }
 
     private func with(_ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) -> Int32 {

@@ -8,6 +8,7 @@
 import Dispatch
 import Foundation
 import Glibc
+internal import Runtime
 import Synchronization
 
 package final class ControlSocket: Sendable {
@@ -15,9 +16,12 @@ package final class ControlSocket: Sendable {
 
     private static let connectionLimit = 16
     private static let patienceSeconds = 10
+    static let threadName = "control"
+    private static let stackBytes = 4 << 20
 
     package let path: String
-    private let listener: Int32
+    private let listener: FileDescriptor
+    private let file: SocketFile
     /// Closing its write end ends the accepting thread.
     private let stopRead: Int32
     private let stopWrite: Int32
@@ -31,17 +35,23 @@ package final class ControlSocket: Sendable {
     /// - Throws: `DaemonError` when the path is taken, too long, or cannot be made.
     package init(path: String, handler: @escaping Handler) throws(DaemonError) {
         self.path = path
-        listener = try Self.listen(on: path)
+        (listener, file) = try Self.listen(on: path)
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else {
             let reason = errno
-            Glibc.close(listener)
+            file.remove()
             throw DaemonError("cannot make a pipe for the control socket: \(errnoText(reason))")
         }
         stopRead = ends[0]
         stopWrite = ends[1]
         for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
-        Thread.detachNewThread { [self] in accept(handler) }
+        guard startDetachedThread(name: Self.threadName, stackBytes: Self.stackBytes, { [self] in accept(handler) })
+        else {
+            file.remove()
+            for fd in ends { Glibc.close(fd) }
+            throw DaemonError(
+                "the system has no thread for the control socket: raise the limit of threads (pids, ulimit -u)")
+        }
     }
 
     /// Takes no more connections and removes the socket file. Connections that are being answered end by themselves.
@@ -51,18 +61,18 @@ package final class ControlSocket: Sendable {
             return !state.isClosed
         }
         guard first else { return }
-        unlink(path)
+        file.remove()
         Glibc.close(stopWrite)
     }
 
     private func accept(_ handler: @escaping Handler) {
         defer {
-            Glibc.close(listener)
+            listener.close()
             Glibc.close(stopRead)
         }
         while true {
             var waiting = [
-                pollfd(fd: listener, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: listener.raw, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: stopRead, events: Int16(POLLIN), revents: 0),
             ]
             if poll(&waiting, 2, -1) < 0 {
@@ -70,7 +80,7 @@ package final class ControlSocket: Sendable {
                 return
             }
             if waiting[1].revents != 0 { return }
-            let fd = Glibc.accept(listener, nil, nil)
+            let fd = Glibc.accept(listener.raw, nil, nil)
             if fd < 0 {
                 // Out of descriptors or the like: no more than a few tries a second.
                 if errno != EINTR && errno != ECONNABORTED { usleep(200_000) }
@@ -86,11 +96,15 @@ package final class ControlSocket: Sendable {
                 Glibc.close(fd)
                 continue
             }
-            Thread.detachNewThread { [self] in
-                Self.serve(fd, handler)
+            let end: @Sendable () -> Void = { [self] in
                 Glibc.close(fd)
                 state.withLock { $0.connections -= 1 }
             }
+            let isServed = startDetachedThread(name: Self.threadName, stackBytes: Self.stackBytes) {
+                Self.serve(fd, handler)
+                end()
+            }
+            if !isServed { end() }
         }
     }
 
@@ -126,11 +140,8 @@ package final class ControlSocket: Sendable {
         return answer
     }
 
-    private static func listen(on path: String) throws(DaemonError) -> Int32 {
-        func failed(_ what: String) -> DaemonError {
-            DaemonError("cannot \(what) the control socket '\(path)': \(errnoText())")
-        }
-        guard let address = UnixAddress(path) else {
+    private static func listen(on path: String) throws(DaemonError) -> (FileDescriptor, SocketFile) {
+        guard UnixAddress(path) != nil else {
             throw DaemonError(
                 "the control socket path '\(path)' is empty or longer than 107 bytes: give a shorter one with --control"
             )
@@ -146,16 +157,10 @@ package final class ControlSocket: Sendable {
                 throw DaemonError(
                     "'\(path)' exists and is no socket: move it away, or give another path with --control")
             }
-            if unlink(path) != 0 { throw failed("replace") }
         }
-        let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
-        guard fd >= 0 else { throw failed("make") }
-        // Nobody can connect between bind and listen, so the mode is right before anyone could.
-        guard address.bind(fd) == 0, chmod(path, 0o600) == 0, Glibc.listen(fd, 16) == 0 else {
-            let error = failed("listen on")
-            Glibc.close(fd)
-            throw error
+        // Replaces one that is dead, and nobody else's.
+        do throws(SocketError) { return try Sockets.listen(unix: path, backlog: 16) } catch {
+            throw DaemonError("cannot make the control socket '\(path)': \(error)")
         }
-        return fd
     }
 }

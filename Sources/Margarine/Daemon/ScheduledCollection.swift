@@ -40,11 +40,13 @@ final class ScheduledCollection: Sendable {
             state.settings = settings
             guard settings.collectionIntervalMs > 0, state.loop == nil, !state.isStopped else { return }
             let loop: Loop
-            do throws(ScratchError) { loop = try Loop(name: "collection") } catch {
-                log.error("no collections by this daemon: \(error)")
+            do throws(ScratchError) {
+                loop = try Loop(name: "collection")
+                try loop.start()
+            } catch {
+                log.error("no collections by this daemon until its configuration is read again: \(error)")
                 return
             }
-            loop.start()
             state.loop = loop
             state.task = Task(executorPreference: loop) { [self] in await run() }
         }

@@ -149,15 +149,15 @@ package final class DiskManager: ExportProvider {
     private func open(
         _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
     ) async throws(AttachError) -> (DiskContext, Disk) {
-        let opening = state.withLock { state in
-            if let present = state.disks[name] { return present }
+        let found = state.withLock { state -> Result<Opening, AttachError> in
+            if let present = state.disks[name] { return .success(present) }
             state.count += 1
             let number = state.count
-            let context = contexts[Int(number % UInt64(contexts.count))]
+            let context: DiskContext
+            do throws(AttachError) { context = try startedContext(number) } catch { return .failure(error) }
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
                 context: context, isAlive: isAlive)
-            context.startOnce()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }
@@ -165,8 +165,9 @@ package final class DiskManager: ExportProvider {
             }
             let opening = Opening(number: number, context: context, task: task)
             state.disks[name] = opening
-            return opening
+            return .success(opening)
         }
+        let opening = try found.get()
         do {
             let disk = try await opening.task.value
             return (opening.context, disk)
@@ -190,7 +191,7 @@ package final class DiskManager: ExportProvider {
     /// Takes up the journals of this scratch directory: every disk that was this server's when it ended. false: not all
     /// could be; then what was lost with the host's power has not been judged for each, and must be at the next start.
     @discardableResult
-    package func recover() async -> Bool {
+    package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async -> Bool {
         let scratch = contexts[0].scratch
         let folders: [String]
         do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
@@ -203,6 +204,7 @@ package final class DiskManager: ExportProvider {
             guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
                 continue
             }
+            progress(name)
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
@@ -273,11 +275,11 @@ package final class DiskManager: ExportProvider {
             diskID: head.diskID, generation: generation, name: "\(head.name)@\(generation)")
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
-        let (snapshot, context) = state.withLock { state in
-            if let present = state.snapshots[key] { return present }
+        let present = state.withLock { state -> Result<(snapshot: Snapshot, context: DiskContext), AttachError> in
+            if let present = state.snapshots[key] { return .success(present) }
             state.count += 1
-            let context = contexts[Int(state.count % UInt64(contexts.count))]
-            context.startOnce()
+            let context: DiskContext
+            do throws(AttachError) { context = try startedContext(state.count) } catch { return .failure(error) }
             let made = (
                 Snapshot(
                     name: key.name,
@@ -286,8 +288,9 @@ package final class DiskManager: ExportProvider {
                     context: context), context
             )
             state.snapshots[key] = made
-            return made
+            return .success(made)
         }
+        let (snapshot, context) = try present.get()
         let ticket = await context.run { [weak self] in
             snapshot.onGone = { gone in
                 self?.state.withLock { if $0.snapshots[key]?.snapshot === gone { $0.snapshots[key] = nil } }
@@ -298,10 +301,27 @@ package final class DiskManager: ExportProvider {
     }
 }
 
+extension DiskManager {
+    /// The context that comes next, or, while the system has no thread for its loop, one that runs already. Under the
+    /// manager's lock.
+    private func startedContext(_ number: UInt64) throws(AttachError) -> DiskContext {
+        let place = Int(number % UInt64(contexts.count))
+        let next = contexts[place]
+        do throws(ScratchError) {
+            try next.startOnce()
+            return next
+        } catch {
+            let others = contexts[place...] + contexts[..<place]
+            if let running = others.first(where: \.isStarted) { return running }
+            throw AttachError(.unavailable, "no disk can be attached now: \(error)")
+        }
+    }
+}
+
 extension DiskContext {
     /// Starts the loop's thread if this is its first disk. Under the manager's lock.
-    fileprivate func startOnce() {
-        if !isStarted { loop.start() }
+    fileprivate func startOnce() throws(ScratchError) {
+        if !isStarted { try loop.start() }
         isStarted = true
     }
 

@@ -24,8 +24,14 @@ package final class Listener: Sendable {
     /// Begins to accept on `endpoint`; gives the endpoints with the ports that were really bound.
     @discardableResult
     package func listen(on endpoint: Endpoint, unixMode: UInt32 = 0o600) async throws -> [Endpoint] {
-        let sockets = try Sockets.listen(endpoint, mode: unixMode)
-        let doors = sockets.map { Door(socket: $0, context: context) }
+        let doors: [Door]
+        if case .unix(let path) = endpoint {
+            let (socket, file) = try Sockets.listen(unix: path, mode: unixMode)
+            doors = [Door(socket: socket, file: file, context: context)]
+        } else {
+            doors = try Sockets.listen(endpoint).map { Door(socket: $0, context: context) }
+        }
+        let sockets = doors.map(\.socket)
         let bound = sockets.map { socket in
             if case .tcp(let host, _) = endpoint, let port = Sockets.localPort(socket) {
                 Endpoint.tcp(host: host, port: port)
@@ -41,7 +47,7 @@ package final class Listener: Sendable {
         return different
     }
 
-    /// No connection is accepted any more; the listening sockets are closed.
+    /// No connection is accepted any more; the listening sockets are closed, and files of unix sockets removed.
     package func stopAccepting() async {
         try? await context.onLoop { [context] in context.closeDoors() }
     }
@@ -68,14 +74,23 @@ package final class Listener: Sendable {
 /// One listening socket. Owned by the accepting loop.
 final class Door: EventHandler, @unchecked Sendable {
     let socket: FileDescriptor
+    /// Its name, where it is a unix socket.
+    private let file: SocketFile?
     private unowned let context: ServerContext
 
-    init(socket: FileDescriptor, context: ServerContext) {
+    init(socket: FileDescriptor, file: SocketFile? = nil, context: ServerContext) {
         self.socket = socket
+        self.file = file
         self.context = context
     }
 
     func ready(_ events: Events) { context.accept(self) }
+
+    /// The name goes first: once the socket is closed, another daemon may have taken it.
+    func close() {
+        file?.remove()
+        socket.close()
+    }
 }
 
 /// What the listener, its handshakes and its connections share. `doors` and `handshakes` are owned by `loop`; the rest is
@@ -101,6 +116,8 @@ final class ServerContext: @unchecked Sendable {
     private var doors: [Door] = []
     /// In the order of their coming.
     private var handshakes: [Handshake] = []
+    private var shortOfDescriptors = Episode()
+    private var full = Episode()
 
     /// Passes on that memory is short; there so that the budget can be made first.
     private final class Shortage: Sendable {
@@ -110,6 +127,8 @@ final class ServerContext: @unchecked Sendable {
     private static let acceptsPerTurn = 64
     private static let handshakeGraceMs: UInt64 = 1_000
     private static let pauseWithoutDescriptorsNs: UInt64 = 100_000_000
+    /// What fails again within this is the same trouble.
+    private static let quietNs: UInt64 = 5_000_000_000
 
     /// - Parameter budgetBytes: for simulation: that much, though it be less than the largest request.
     init(
@@ -165,7 +184,7 @@ final class ServerContext: @unchecked Sendable {
     func closeDoors() {
         for door in doors {
             loop.unwatch(door.socket.raw)
-            door.socket.close()
+            door.close()
         }
         doors = []
     }
@@ -176,9 +195,16 @@ final class ServerContext: @unchecked Sendable {
             case .wouldBlock:
                 return
             case .connection(let socket):
+                if let over = shortOfDescriptors.worked(nowNs: loop.nowNs, quietNs: Self.quietNs) {
+                    log.notice("connections are accepted again, after \(over.durationMs / 1000) s")
+                }
                 welcome(socket)
             case .failed(let error) where error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM:
-                log.error("cannot accept: \(String(cString: strerror(error))); raise the limit of open files")
+                let reason = String(cString: strerror(error))
+                if shortOfDescriptors.failed(reason, nowNs: loop.nowNs) {
+                    let limit = error == EMFILE || error == ENFILE ? "the limit of open files" : "the limit of memory"
+                    log.error("cannot accept: \(reason); clients wait until that is over; raise \(limit)")
+                }
                 pause(door)
                 return
             case .failed:
@@ -206,9 +232,14 @@ final class ServerContext: @unchecked Sendable {
             return true
         }
         guard isWelcome else {
-            log.warning("connection refused: \(limits.connections) are the limit")
+            if full.failed("full", nowNs: loop.nowNs) {
+                log.warning("connections refused: max-connections (\(limits.connections)) are there; raise it")
+            }
             socket.close()
             return
+        }
+        if let over = full.worked(nowNs: loop.nowNs, quietNs: Self.quietNs) {
+            log.notice("connections are taken again: \(over.count) were refused in \(over.durationMs / 1000) s")
         }
         Sockets.tune(socket, deadAfterMs: limits.deadPeerMs)
         let client = client ?? ClientIdentity(address: Sockets.peerName(socket), host: Sockets.peerHost(socket))

@@ -42,7 +42,7 @@ struct Main {
 
         let doors = try Loop(name: "doors")
         let loops = try (0..<loopCount).map { try Loop(name: "disks-\($0)") }
-        for loop in [doors] + loops { loop.start() }
+        for loop in [doors] + loops { try loop.start() }
         var log = Logger(label: "nbdbench-server") { StreamLogHandler.standardError(label: $0) }
         log.logLevel = level
         let exports = MemoryExports(sizeBytes: sizeBytes, loops: loops, environment: SystemEnvironment(workers: 1))
@@ -86,6 +86,7 @@ struct Main {
         case "budgetBytes": limits.budgetBytes = number
         case "turnBytes": limits.turnBytes = number
         case "stallSeconds": limits.stallSeconds = number
+        case "mapsAtMostBytes": limits.mapsAtMostBytes = number
         default: let _: Never = usage("no limit \(parts[0])")
         }
     }
