@@ -3,6 +3,7 @@
 // Always holds:
 // - Buffers are page-aligned. Those of 128 KiB and more are mapped when taken and become memory only as bytes arrive;
 //   what is kept for reuse has been touched, and never exceeds the bound.
+// - Where the system has no memory for one, there is none, and whoever asked fails alone.
 // - Free buffers are linked through their own first bytes: taking and giving back allocates nothing.
 
 import Glibc
@@ -23,11 +24,14 @@ struct BufferPool: ~Copyable {
 
     private let lists: UnsafeMutablePointer<FreeList>
     private let limitBytes: Int
+    /// Larger ones the system refuses: for tests.
+    private let mapsAtMostBytes: Int
     /// Bytes kept for reuse.
     private(set) var freeBytes = 0
 
-    init(limitBytes: Int) {
+    init(limitBytes: Int, mapsAtMostBytes: Int = .max) {
         self.limitBytes = limitBytes
+        self.mapsAtMostBytes = mapsAtMostBytes
         lists = .allocate(capacity: Self.classes)
         lists.initialize(repeating: FreeList(), count: Self.classes)
     }
@@ -51,8 +55,15 @@ struct BufferPool: ~Copyable {
         return pages <= 1 ? 0 : Int.bitWidth - (pages - 1).leadingZeroBitCount
     }
 
-    /// A buffer of at least `bytes`; its content means nothing.
-    mutating func take(_ bytes: Int) -> UnsafeMutableRawPointer {
+    /// A buffer of at least `bytes`, less than is mapped; its content means nothing.
+    mutating func takeSmall(_ bytes: Int) -> UnsafeMutableRawPointer {
+        precondition(bytes < Self.mappedFrom)
+        guard let buffer = take(bytes) else { preconditionFailure("malloc gives memory or ends the process") }
+        return buffer
+    }
+
+    /// A buffer of at least `bytes`, nil where the system has no memory for it; its content means nothing.
+    mutating func take(_ bytes: Int) -> UnsafeMutableRawPointer? {
         let index = Self.classIndex(bytes)
         if let buffer = lists[index].first {
             lists[index].first = buffer.load(as: UnsafeMutableRawPointer?.self)
@@ -61,7 +72,8 @@ struct BufferPool: ~Copyable {
             freeBytes -= Self.smallestBytes << index
             return buffer
         }
-        return Self.allocate(bytes: Self.smallestBytes << index)
+        let size = Self.smallestBytes << index
+        return size <= mapsAtMostBytes ? Self.allocate(bytes: size) : nil
     }
 
     /// Takes back what `take(bytes)` gave.
@@ -93,11 +105,10 @@ struct BufferPool: ~Copyable {
         return freeBytes > 0
     }
 
-    private static func allocate(bytes: Int) -> UnsafeMutableRawPointer {
+    private static func allocate(bytes: Int) -> UnsafeMutableRawPointer? {
         if bytes < mappedFrom { return .allocate(byteCount: bytes, alignment: smallestBytes) }
         let mapped = mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        guard let mapped, mapped != MAP_FAILED else { fatalError("no address space for a buffer of \(bytes) bytes") }
-        return mapped
+        return mapped == MAP_FAILED ? nil : mapped
     }
 
     private static func release(_ buffer: UnsafeMutableRawPointer, bytes: Int) {

@@ -214,8 +214,8 @@ extension Connection {
             keepCarry(base + at, rest)
             return
         }
+        guard let buffer = share.pool.take(rest) else { return end("no memory for what it sent") }
         holdAnyway(BufferPool.cost(rest))
-        let buffer = share.pool.take(rest)
         buffer.copyMemory(from: base + at, byteCount: rest)
         leftover = buffer
         leftoverBytes = rest
@@ -243,7 +243,13 @@ extension Connection {
         let granted = min(length, Self.firstGrantBytes)
         guard admit(granted, whole: length) else { return false }
         counters.requests += 1
-        let buffer = share.pool.take(length)
+        guard let buffer = share.pool.take(length) else {
+            unhold(granted)
+            // Answered once the payload is off the stream.
+            skip = length - count
+            skipReply = (header, .noMemory)
+            return true
+        }
         buffer.copyMemory(from: bytes, byteCount: count)
         payload = Payload(header: header, buffer: buffer, received: count, granted: granted)
         return true

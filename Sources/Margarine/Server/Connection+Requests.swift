@@ -45,7 +45,7 @@ extension Connection {
             counters.readBytes += UInt64(length)
         case .later:
             guard admit(BufferPool.cost(length), whole: length) else { return false }
-            submitRead(header, share.pool.take(length))
+            submitRead(header, share.pool.takeSmall(length))
         case .failed(let error):
             refuse(header.cookie, isRead: true, error.wire)
         }
@@ -56,7 +56,10 @@ extension Connection {
     private func readOwned(_ header: RequestHeader, _ length: Int) -> Bool {
         guard admit(BufferPool.cost(length), whole: length) else { return false }
         counters.requests += 1
-        let buffer = share.pool.take(length)
+        guard let buffer = share.pool.take(length) else {
+            refuseWithoutMemory(header.cookie, isRead: true, length)
+            return true
+        }
         switch device.tryRead(offset: header.offset, lengthBytes: length, into: buffer) {
         case .done:
             let fragments = !header.commandFlags.contains(.dontFragment)
@@ -177,7 +180,10 @@ extension Connection {
             taken(header, length)
         case .later:
             guard admit(BufferPool.cost(length), whole: length) else { return false }
-            let buffer = share.pool.take(length)
+            guard let buffer = share.pool.take(length) else {
+                refuseWithoutMemory(header.cookie, isRead: false, length)
+                break
+            }
             buffer.copyMemory(from: bytes, byteCount: length)
             submitWrite(header, buffer)
         case .failed(let error):
@@ -336,7 +342,10 @@ extension Connection {
         let space = Reply.statusBytes + runs.count * Reply.descriptorBytes
         let isPacked = space <= SendQueue.packBytes
         if !isPacked { holdAnyway(BufferPool.cost(space)) }
-        let at = isPacked ? reserve(space) : share.pool.take(space)
+        guard let at = isPacked ? reserve(space) : share.pool.take(space) else {
+            refuseWithoutMemory(request.cookie, isRead: false, space)
+            return
+        }
         Reply.status(at, cookie: request.cookie, descriptors: runs.count)
         var place = at + Reply.statusBytes
         for run in runs {
@@ -348,6 +357,12 @@ extension Connection {
         } else {
             send.pointee.append(at, space, owned: at, bufferBytes: space)
         }
+    }
+
+    /// The system has no memory for the buffer of `length` that was counted for a request.
+    private func refuseWithoutMemory(_ cookie: UInt64, isRead: Bool, _ length: Int) {
+        unhold(BufferPool.cost(length))
+        refuse(cookie, isRead: isRead, .noMemory)
     }
 
     private func release(_ buffer: UnsafeMutableRawPointer, _ length: Int) {

@@ -39,6 +39,8 @@ package struct ConnectionLimits: Sendable {
     package var lingerMs: UInt64 = 2_000
     /// Buffers that one loop keeps for the next request.
     package var pooledBytesPerLoop = 16 << 20
+    /// Larger buffers can't be had, as on a machine without memory: for tests.
+    package var mapsAtMostBytes = Int.max
     /// A TCP peer that is silent for so long is taken for dead.
     package var deadPeerMs: Int32 = 25_000
 

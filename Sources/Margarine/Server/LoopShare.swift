@@ -41,7 +41,7 @@ final class LoopShare: @unchecked Sendable {
         self.loop = loop
         self.limits = limits
         self.budget = budget
-        pool = BufferPool(limitBytes: limits.pooledBytesPerLoop)
+        pool = BufferPool(limitBytes: limits.pooledBytesPerLoop, mapsAtMostBytes: limits.mapsAtMostBytes)
         let receive = loop.receiveBuffer
         receiveBase = receive.baseAddress!
         receiveBytes = receive.count

@@ -71,7 +71,7 @@ struct SendQueue: ~Copyable {
 
     private mutating func openPack(_ pool: inout BufferPool) {
         retirePack()
-        pack = pool.take(Self.packBytes)
+        pack = pool.takeSmall(Self.packBytes)
         packUsed = 0
     }
 

@@ -7,22 +7,33 @@ import Testing
     @Test func givesPageAlignedBuffersOfEachSize() {
         var pool = BufferPool(limitBytes: 1 << 20)
         for bytes in [1, 4096, 4097, 65_536, 131_072, 1_000_000, 32 << 20] {
-            let buffer = pool.take(bytes)
+            let buffer = pool.must(bytes)
             #expect(UInt(bitPattern: buffer) & 4095 == 0)
             memset(buffer, 0xaa, bytes)
             pool.give(buffer, bytes: bytes)
         }
     }
 
+    @Test("a buffer that the system refuses is none, and the pool goes on") func withoutMemory() {
+        var pool = BufferPool(limitBytes: 1 << 20, mapsAtMostBytes: 1 << 20)
+        let refused = pool.take((1 << 20) + 1)
+        #expect(refused == nil)
+        let buffer = pool.take(1 << 20)
+        #expect(buffer != nil)
+        if let buffer { pool.give(buffer, bytes: 1 << 20) }
+        let largest = pool.take(32 << 20)
+        #expect(largest == nil)
+    }
+
     @Test func keepsWhatFitsItsBoundAndNoMore() {
         var pool = BufferPool(limitBytes: 1 << 20)
-        let small = pool.take(5000)
-        let large = pool.take(2 << 20)
+        let small = pool.must(5000)
+        let large = pool.must(2 << 20)
         pool.give(small, bytes: 5000)
         pool.give(large, bytes: 2 << 20)
         var free = pool.freeBytes
         #expect(free == 8192)
-        let again = pool.take(8192)
+        let again = pool.must(8192)
         #expect(again == small)
         free = pool.freeBytes
         #expect(free == 0)
@@ -31,12 +42,12 @@ import Testing
 
     @Test func trimFreesWhatWasNotNeededSinceTheLastTrim() {
         var pool = BufferPool(limitBytes: 1 << 20)
-        let buffers = (0..<4).map { _ in pool.take(4096) }
+        let buffers = (0..<4).map { _ in pool.must(4096) }
         for buffer in buffers { pool.give(buffer, bytes: 4096) }
         var isMore = pool.trim()
         var free = pool.freeBytes
         #expect(isMore && free == 4 * 4096, "used since the beginning")
-        let again = pool.take(4096)
+        let again = pool.must(4096)
         pool.give(again, bytes: 4096)
         isMore = pool.trim()
         free = pool.freeBytes
@@ -87,7 +98,7 @@ import Testing
                 if Bool.random(using: &random) {
                     put(bytes, &queue, &pool)
                 } else {
-                    let buffer = pool.take(count)
+                    let buffer = pool.must(count)
                     bytes.withUnsafeBytes { buffer.copyMemory(from: $0.baseAddress!, byteCount: count) }
                     queue.append(buffer, count, owned: buffer, bufferBytes: count)
                 }
@@ -117,7 +128,7 @@ import Testing
         var queue = SendQueue()
         put(Array(repeating: 1, count: 60_000), &queue, &pool)
         put(Array(repeating: 2, count: 60_000), &queue, &pool)
-        let owned = pool.take(100_000)
+        let owned = pool.must(100_000)
         memset(owned, 3, 100_000)
         queue.append(owned, 100_000, owned: owned, bufferBytes: 100_000)
         var returned = queue.advance(70_000, &pool)
@@ -127,4 +138,9 @@ import Testing
         let free = pool.freeBytes
         #expect(free == 2 * SendQueue.packBytes + 131_072)
     }
+}
+
+extension BufferPool {
+    /// A buffer, where there is memory.
+    mutating func must(_ bytes: Int) -> UnsafeMutableRawPointer { take(bytes).unsafelyUnwrapped }
 }
