@@ -69,18 +69,37 @@ public struct StoreError: Error, Sendable, CustomStringConvertible {
         case unclear
         /// Out of reach or overloaded, nothing was changed; later may work.
         case unavailable
-        /// Refused for good: credentials, permissions, a store that lacks what Margarine needs, a bad address.
+        /// The store says no, whatever is asked: keys that have expired or lack a right, a clock that is wrong, a bucket or
+        /// directory that is gone, a certificate that is not trusted. Nothing was changed. It lasts until somebody mends
+        /// that, and then the same call works: a command fails, a disk waits.
+        case denied
+        /// Can't be done here, now or later: a bad address, a store that lacks what Margarine needs, a format or location
+        /// that this Margarine does not know.
         case refused
         /// The bytes that came are not the bytes that were stored.
         case corrupt
+
+        /// Nothing is known of the object, and later the same call may work: who can wait waits. All others are answers.
+        public var isOutage: Bool {
+            switch self {
+            case .unavailable, .unclear, .denied: true
+            case .notFound, .conditionFailed, .refused, .corrupt: false
+            }
+        }
     }
     public var kind: Kind
     /// What was wrong, where, and what to do: for people, in one line.
     public var description: String
-    public init(_ kind: Kind, _ description: String) {
+    /// What the store itself calls the cause (`ExpiredToken`, `EACCES`), where it says.
+    public var cause: String?
+    public init(_ kind: Kind, _ description: String, cause: String? = nil) {
         self.kind = kind
         self.description = description
+        self.cause = cause
     }
+
+    /// The store is out of reach, or says no to everything.
+    public var isOutage: Bool { kind.isOutage }
 }
 
 /// One bucket (and prefix) in one region. Calls may be made from any thread or task, many at once.

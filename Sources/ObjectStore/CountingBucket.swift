@@ -1,4 +1,4 @@
-// Counts what goes to and comes from a store, for status and metrics.
+// Counts what goes to and comes from a store, for status and metrics, and says when it stops doing what it is asked.
 
 public import Runtime
 import Synchronization
@@ -44,7 +44,12 @@ public struct StoreStatistics: Sendable, Codable, Equatable {
 /// Where the counts of one store are kept; read from any thread.
 public final class StoreCounters: Sendable {
     private let statistics = Mutex(StoreStatistics())
-    public init() {}
+    private let onTrouble: (@Sendable (StoreTrouble) -> Void)?
+    /// - Parameter onTrouble: told of troubles that begin, change or end, on whatever thread.
+    public init(onTrouble: (@Sendable (StoreTrouble) -> Void)? = nil) { self.onTrouble = onTrouble }
+    func tell(_ trouble: StoreTrouble?) {
+        if let trouble { onTrouble?(trouble) }
+    }
     public var snapshot: StoreStatistics { statistics.withLock { $0 } }
     func update(_ change: (inout StoreStatistics) -> Void) { statistics.withLock { change(&$0) } }
 }
@@ -54,6 +59,7 @@ public final class CountingBucket: Bucket {
     private let next: any Bucket
     private let environment: any Environment
     public let counters: StoreCounters
+    private let troubles = Mutex(StoreTroubles())
     public var name: String { next.name }
 
     public init(_ next: any Bucket, counters: StoreCounters = StoreCounters(), environment: any Environment) {
@@ -63,46 +69,46 @@ public final class CountingBucket: Bucket {
     }
 
     public func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
-        let started = begin(\.get)
+        let started = begin(.get)
         do throws(StoreError) {
             let object = try await next.get(key, range: range)
-            end(\.get, started, bytes: object.bytes.count)
+            end(.get, started, bytes: object.bytes.count)
             return object
-        } catch { throw failed(\.get, started, error) }
+        } catch { throw failed(.get, started, error) }
     }
 
     public func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
-        let started = begin(\.put)
+        let started = begin(.put)
         do throws(StoreError) {
             let tag = try await next.put(key, bytes, if: condition)
-            end(\.put, started, bytes: bytes.count)
+            end(.put, started, bytes: bytes.count)
             return tag
-        } catch { throw failed(\.put, started, error) }
+        } catch { throw failed(.put, started, error) }
     }
 
     public func list(prefix: String, after: String?, folders: Bool, limit: Int) async throws(StoreError) -> Listing {
-        let started = begin(\.list)
+        let started = begin(.list)
         do throws(StoreError) {
             let listing = try await next.list(prefix: prefix, after: after, folders: folders, limit: limit)
-            end(\.list, started, bytes: 0)
+            end(.list, started, bytes: 0)
             return listing
-        } catch { throw failed(\.list, started, error) }
+        } catch { throw failed(.list, started, error) }
     }
 
     public func delete(_ keys: [String]) async throws(StoreError) {
-        let started = begin(\.delete)
+        let started = begin(.delete)
         do throws(StoreError) {
             try await next.delete(keys)
-            end(\.delete, started, bytes: 0)
-        } catch { throw failed(\.delete, started, error) }
+            end(.delete, started, bytes: 0)
+        } catch { throw failed(.delete, started, error) }
     }
 
-    private typealias Verb = WritableKeyPath<StoreStatistics, StoreStatistics.Calls>
+    private typealias Verb = StoreTroubles.Verb
 
     private func begin(_ verb: Verb) -> UInt64 {
         counters.update {
-            $0[keyPath: verb].started += 1
-            $0[keyPath: verb].inFlight += 1
+            $0[verb].started += 1
+            $0[verb].inFlight += 1
         }
         return environment.nowNs
     }
@@ -110,23 +116,24 @@ public final class CountingBucket: Bucket {
     private func end(_ verb: Verb, _ started: UInt64, bytes: Int) {
         let (now, wallMs) = (environment.nowNs, environment.wallMs)
         counters.update {
-            $0[keyPath: verb].finish(tookNs: now &- started)
-            $0[keyPath: verb].bytes += UInt64(bytes)
+            $0[verb].finish(tookNs: now &- started)
+            $0[verb].bytes += UInt64(bytes)
             $0.lastSuccessWallMs = wallMs
         }
+        counters.tell(troubles.withLock { $0.worked(verb, name, nowNs: now) })
     }
 
     private func failed(_ verb: Verb, _ started: UInt64, _ error: StoreError) -> StoreError {
         let (now, wallMs) = (environment.nowNs, environment.wallMs)
         counters.update {
-            $0[keyPath: verb].finish(tookNs: now &- started)
-            $0[keyPath: verb].failed += 1
+            $0[verb].finish(tookNs: now &- started)
+            $0[verb].failed += 1
             switch error.kind {
             case .notFound: $0.errors.notFound += 1
             case .conditionFailed: $0.errors.conditionFailed += 1
             case .unclear: $0.errors.unclear += 1
             case .unavailable: $0.errors.unavailable += 1
-            case .refused: $0.errors.refused += 1
+            case .refused, .denied: $0.errors.refused += 1
             case .corrupt: $0.errors.corrupt += 1
             }
             if error.kind == .notFound || error.kind == .conditionFailed {
@@ -136,7 +143,29 @@ public final class CountingBucket: Bucket {
                 $0.lastErrorWallMs = wallMs
             }
         }
+        counters.tell(troubles.withLock { $0.failed(verb, error, name, nowNs: now) })
         return error
+    }
+}
+
+extension StoreStatistics {
+    fileprivate subscript(verb: StoreTroubles.Verb) -> Calls {
+        get {
+            switch verb {
+            case .get: get
+            case .put: put
+            case .list: list
+            case .delete: delete
+            }
+        }
+        set {
+            switch verb {
+            case .get: get = newValue
+            case .put: put = newValue
+            case .list: list = newValue
+            case .delete: delete = newValue
+            }
+        }
     }
 }
 

@@ -34,6 +34,7 @@ public final class DirectoryBucket: Bucket {
     /// - Throws: `.refused` when the directory cannot be used or does not keep times to the nanosecond.
     public static func open(path: String, readOnly: Bool = false) async throws(StoreError) -> DirectoryBucket {
         let bucket = DirectoryBucket(path: path)
+        try bucket.pool.prepare()
         try await bucket.pool.run { () throws(StoreError) in try bucket.prepare(readOnly: readOnly) }
         return bucket
     }
@@ -352,10 +353,24 @@ public final class DirectoryBucket: Bucket {
         let code = errno
         let kind: StoreError.Kind =
             switch code {
-            case EACCES, EPERM, EROFS, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP, EINVAL, EOPNOTSUPP, ENOENT, EXDEV: .refused
+            // Rights, a mount that is gone or read-only: for people to mend, and the objects may all be there.
+            case EACCES, EPERM, EROFS, ENOENT: .denied
+            case ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP, EINVAL, EOPNOTSUPP, EXDEV: .refused
             default: .unavailable
             }
-        return StoreError(kind, "\(name): cannot \(verb) \(what): \(text(code))")
+        return StoreError(kind, "\(name): cannot \(verb) \(what): \(text(code))\(advice(code))", cause: text(code))
+    }
+
+    private func advice(_ code: Int32) -> String {
+        switch code {
+        case EACCES, EPERM: "; margined's user must be able to read and write everything in \(root)"
+        case EROFS: "; the file system of \(root) is mounted read-only"
+        case ENOENT: "; is \(root) mounted?"
+        case ESTALE, ENOTCONN, ENODEV, EIO: "; look at the file system of \(root), and mount it again"
+        case ENOSPC, EDQUOT: "; free some space in \(root)"
+        case EMFILE, ENFILE: "; raise the limit of open files (ulimit -n)"
+        default: ""
+        }
     }
 
     private func gone(_ path: String) -> StoreError {

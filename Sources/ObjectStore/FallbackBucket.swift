@@ -29,7 +29,7 @@ public struct FallbackBucket: Bucket {
         do throws(StoreError) {
             return try await own.get(key, range: range)
         } catch {
-            guard [.unavailable, .notFound, .refused].contains(error.kind), !others.isEmpty,
+            guard error.isOutage || error.kind == .notFound || error.kind == .refused, !others.isEmpty,
                 key.hasPrefix("blocks/") || key.hasPrefix("manifests/")
             else { throw error }
             var away: [String] = []
@@ -43,7 +43,7 @@ public struct FallbackBucket: Bucket {
             }
             let rest =
                 away.isEmpty ? "no other location has a copy" : "no copy is in reach (\(away.joined(separator: "; ")))"
-            throw StoreError(error.kind, "\(error.description); \(rest)")
+            throw StoreError(error.kind, "\(error.description); \(rest)", cause: error.cause)
         }
     }
 

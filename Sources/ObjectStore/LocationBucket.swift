@@ -68,9 +68,9 @@ public final class LocationBucket: Bucket {
             return result
         } catch {
             switch error.kind {
-            case .unavailable, .unclear, .refused:
+            case .unavailable, .unclear, .denied, .refused:
                 state.withLock { $0.trouble = error }
-                throw StoreError(error.kind, "location '\(location)': \(error.description)")
+                throw StoreError(error.kind, "location '\(location)': \(error.description)", cause: error.cause)
             case .notFound, .conditionFailed, .corrupt:
                 state.withLock { $0.trouble = nil }
                 throw error
@@ -85,7 +85,14 @@ public final class LocationBucket: Bucket {
         case wait
     }
 
+    /// That it can't be opened says nothing of what is in it: it is tried again, whatever the reason.
     private func opened() async throws(StoreError) -> any Bucket {
+        do throws(StoreError) { return try await openedOnce() } catch {
+            throw error.isOutage ? error : StoreError(.denied, error.description, cause: error.cause)
+        }
+    }
+
+    private func openedOnce() async throws(StoreError) -> any Bucket {
         let now = environment.nowNs
         let way = state.withLock { state -> Way in
             if let bucket = state.bucket { return .there(bucket) }

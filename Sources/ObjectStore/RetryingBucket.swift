@@ -158,7 +158,8 @@ public final class RetryingBucket: Bucket {
     private func pause(_ attempts: inout Attempts, after error: StoreError) async throws(StoreError) {
         attempts.failed += 1
         switch error.kind {
-        case .notFound, .conditionFailed, .refused: throw error
+        // What people must mend first is for the caller to wait for, or not to.
+        case .notFound, .conditionFailed, .refused, .denied: throw error
         case .corrupt:
             attempts.corrupt += 1
             if attempts.corrupt > policy.corruptRetries { throw error }
@@ -177,7 +178,8 @@ public final class RetryingBucket: Bucket {
         guard !Task.isCancelled, elapsedNs + pauseNs <= policy.deadlineMs * 1_000_000 else {
             throw StoreError(
                 error.kind,
-                "\(error.description) (given up after \(attempts.failed) attempts in \(elapsedNs / 1_000_000) ms)")
+                "\(error.description) (given up after \(attempts.failed) attempts in \(elapsedNs / 1_000_000) ms)",
+                cause: error.cause)
         }
         counters.update { $0.retries += 1 }
         await environment.sleep(ns: pauseNs)

@@ -17,7 +17,10 @@ public final class S3Bucket: Bucket {
     let address: S3Address
     let environment: any Environment
     private let transport: HTTPTransport
-    private let signer: SigV4
+    private let keys: Mutex<Keys>
+    /// Reads the keys anew, which may be replaced while the daemon runs.
+    private let findCredentials: (@Sendable () throws(StoreError) -> Credentials)?
+    private let region: String
     private let host: String
     /// `/bucket` where the bucket is not part of the host's name.
     private let root: String
@@ -47,19 +50,22 @@ public final class S3Bucket: Bucket {
         _ address: S3Address, environment: any Environment, check: Bool = true,
         settings: TransportSettings = TransportSettings()
     ) async throws(StoreError) -> S3Bucket {
-        let credentials = try Credentials.find()
+        let find: @Sendable () throws(StoreError) -> Credentials = { () throws(StoreError) in try Credentials.find() }
+        let credentials = try find()
         let region =
             address.region ?? environmentVariable("AWS_REGION") ?? environmentVariable("AWS_DEFAULT_REGION")
             ?? "us-east-1"
-        let bucket = try S3Bucket(address, credentials, region: region, environment, settings)
+        let bucket = try S3Bucket(
+            address, credentials, region: region, environment, settings, findCredentials: find)
         if check { _ = try await bucket.tagForm() }
         return bucket
     }
 
     init(
         _ address: S3Address, _ credentials: Credentials, region: String, _ environment: any Environment,
-        _ settings: TransportSettings
+        _ settings: TransportSettings, findCredentials: (@Sendable () throws(StoreError) -> Credentials)? = nil
     ) throws(StoreError) {
+        self.findCredentials = findCredentials
         self.address = address
         self.environment = environment
         let scheme: String
@@ -78,12 +84,17 @@ public final class S3Bucket: Bucket {
         if let file = address.certificateFile, !isReadable(file) {
             throw StoreError(.refused, "\(name): the certificates of ca=\(file) cannot be read")
         }
-        signer = SigV4(credentials: credentials, region: region)
-        transport = HTTPTransport(
-            server: HTTPServer(
-                root: "\(scheme)://\(host)", certificateFile: address.certificateFile,
-                ignoresProxies: address.endpoint?.isLoopback ?? false), settings: settings)
+        keys = Mutex(Keys(credentials: credentials, signer: SigV4(credentials: credentials, region: region)))
+        self.region = region
+        let server = HTTPServer(
+            root: "\(scheme)://\(host)", certificateFile: address.certificateFile,
+            ignoresProxies: address.endpoint?.isLoopback ?? false)
+        guard let transport = HTTPTransport(server: server, settings: settings) else {
+            throw StoreError(.unavailable, "\(name): no memory for HTTP")
+        }
+        self.transport = transport
         digesters = BlockingPool(name: "mg-digest", threads: 2)
+        try digesters.prepare()
         maxBodyBytes = settings.maxBodyBytes
     }
 
@@ -207,6 +218,7 @@ public final class S3Bucket: Bucket {
             }
             throw failure(error, "put", key)
         }
+        await rereadKeys(after: response)
         switch response.status {
         case 200...299:
             guard let tag = Self.tag(response.headers["etag"]) else {
@@ -222,6 +234,8 @@ public final class S3Bucket: Bucket {
             throw conditionFailed(name, key, .matches(ETag("")))
         default:
             var error = failure(response, "put", key)
+            // A store that knows no conditions will never learn.
+            if header != nil, [405, 501].contains(response.status) { error.kind = .refused }
             // It may have been done, in part or by a server behind the one that answered.
             if error.kind == .unavailable, response.status >= 500 || response.status == 409 { error.kind = .unclear }
             throw error
@@ -264,9 +278,9 @@ public final class S3Bucket: Bucket {
                 .contains(code)
             let text = "\(code) \(first.child("Message")?.text ?? "")"
             throw StoreError(
-                isPassing ? .unavailable : .refused,
-                "\(name): \(errors.count) of \(keys.count) keys were not deleted, first '\(oneLine(first.child("Key")?.text ?? "?"))': \(oneLine(text))"
-            )
+                isPassing ? .unavailable : .denied,
+                "\(name): \(errors.count) of \(keys.count) keys were not deleted, first '\(oneLine(first.child("Key")?.text ?? "?"))': \(oneLine(text))",
+                cause: oneLine(code))
         }
     }
 
@@ -282,8 +296,37 @@ public final class S3Bucket: Bucket {
             method, key, query: query, headers: headers, body: body, sha256: body.isEmpty ? nil : Digest.sha256(body))
         request.expectedBytes = method == "GET" && key != nil ? expectedBytes : 0
         switch await transport.perform(request) {
-        case .success(let response): return response
+        case .success(let response):
+            await rereadKeys(after: response)
+            return response
         case .failure(let error): throw failure(error, method.lowercased(), key ?? "")
+        }
+    }
+
+    /// What requests are signed with.
+    private struct Keys: Sendable {
+        var credentials: Credentials
+        var signer: SigV4
+        var readAtNs: UInt64 = 0
+    }
+    private static let rereadPauseNs: UInt64 = 2_000_000_000
+
+    /// After an answer that may mean that the keys are no longer good: takes those that are in the file now.
+    private func rereadKeys(after response: HTTPResponse) async {
+        guard [400, 401, 403].contains(response.status), let findCredentials else { return }
+        let now = environment.nowNs
+        let isDue = keys.withLock { keys in
+            guard now &- keys.readAtNs >= Self.rereadPauseNs else { return false }
+            keys.readAtNs = now
+            return true
+        }
+        guard isDue, let found = try? await digesters.run({ () throws(StoreError) in try findCredentials() }) else {
+            return
+        }
+        keys.withLock { keys in
+            guard found != keys.credentials else { return }
+            keys.credentials = found
+            keys.signer = SigV4(credentials: found, region: region)
         }
     }
 
@@ -294,7 +337,7 @@ public final class S3Bucket: Bucket {
     ) -> HTTPRequest {
         let place = key.map { "\(root)/\(address.prefix)\($0)" } ?? (root.isEmpty ? "/" : root)
         let path = SigV4.percentEncoded(place, keepSlash: true)
-        let signed = signer.headers(
+        let signed = keys.withLock { $0.signer }.headers(
             method: method, path: path, query: query, headers: headers + [("host", host)],
             payloadHash: sha256.map(Digest.hex) ?? emptySHA256, wallMs: environment.wallMs)
         return HTTPRequest(

@@ -21,8 +21,8 @@ extension S3Bucket {
         let status = response.status
         let kind: StoreError.Kind
         switch (status, code) {
-        case (_, "NoSuchBucket"): kind = .refused
-        case (404, _): kind = ["get", "look at"].contains(verb) ? .notFound : .refused
+        case (_, "NoSuchBucket"): kind = .denied
+        case (404, _): kind = ["get", "look at"].contains(verb) ? .notFound : .denied
         // The bytes that arrived were not those that were sent, and were not kept.
         case (400, "BadDigest"), (400, "InvalidDigest"), (400, "XAmzContentSHA256Mismatch"),
             (400, "XAmzContentChecksumMismatch"),
@@ -31,7 +31,8 @@ extension S3Bucket {
         case (400, "RequestTimeout"), (408, _), (409, _), (429, _), (500, _), (502...504, _), (509, _), (599, _):
             kind = .unavailable
         case (0, _): kind = .unavailable  // No status line that could be read.
-        default: kind = .refused
+        // Whatever the reason, it says nothing of the object.
+        default: kind = .denied
         }
         var text = "\(name): cannot \(verb) '\(key)': "
         if kind == .notFound {
@@ -42,7 +43,7 @@ extension S3Bucket {
             if let message = error?.child("Message")?.text, !message.isEmpty { text += " (\(oneLine(message)))" }
             if let advice = advice(status, code, error, response) { text += "; \(advice)" }
         }
-        return StoreError(kind, text)
+        return StoreError(kind, text, cause: oneLine(code.isEmpty ? "HTTP \(status)" : code))
     }
 
     private func advice(_ status: Int, _ code: String, _ error: XMLElement?, _ response: HTTPResponse) -> String? {
@@ -54,7 +55,8 @@ extension S3Bucket {
         case (_, "SignatureDoesNotMatch"): return "the secret key is wrong, or something on the way changes requests"
         case (_, "InvalidAccessKeyId"):
             return "the store does not know this access key; check AWS_ACCESS_KEY_ID or AWS_PROFILE"
-        case (_, "ExpiredToken"), (_, "InvalidToken"): return "the session token is no longer valid; get new keys"
+        case (_, "ExpiredToken"), (_, "InvalidToken"):
+            return "the session token is no longer valid; put new keys into the credentials file, which is read again"
         case (_, "NoSuchBucket"): return "make the bucket first, or correct its name"
         case (_, "AuthorizationHeaderMalformed"), (_, "PermanentRedirect"), (_, "IllegalLocationConstraintException"),
             (301, _), (307, _):
@@ -70,17 +72,14 @@ extension S3Bucket {
     /// The error of a request that got no answer and may be repeated.
     func failure(_ error: TransportError, _ verb: String, _ key: String) -> StoreError {
         StoreError(
-            error.isTooLong ? .corrupt : error.isPermanent ? .refused : .unavailable,
-            "\(name): cannot \(verb) '\(key)': \(oneLine(error.text))")
+            error.isTooLong ? .corrupt : error.isCancelled ? .refused : error.isPermanent ? .denied : .unavailable,
+            "\(name): cannot \(verb) '\(key)': \(oneLine(error.text))", cause: oneLine(error.text))
     }
 }
 
 /// Foreign text fit for a message: printable, on one line, not long.
 func oneLine(_ text: String) -> String {
-    let line = String(
-        text.prefix(300).map {
-            $0.isNewline || $0.unicodeScalars.contains { $0.value < 0x20 || $0.value == 0x7f } ? " " : $0
-        })
+    let line = String(text.prefix(300).map { $0.isNewline ? " " : $0 }).printable
     return text.count > 300 ? line + "…" : line
 }
 

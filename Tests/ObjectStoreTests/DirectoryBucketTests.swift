@@ -150,7 +150,7 @@ import Testing
         try await withTemporaryDirectory { path in
             let missing = await errorText { _ = try await DirectoryBucket.open(path: path + "/no/such") }
             #expect(missing.contains("\(path)/no/such") && missing.contains("No such file"))
-            #expect(await kind { _ = try await DirectoryBucket.open(path: path + "/no", readOnly: true) } == .refused)
+            #expect(await kind { _ = try await DirectoryBucket.open(path: path + "/no", readOnly: true) } == .denied)
             #expect(await kind { _ = try await DirectoryBucket.open(path: "relative") } == .refused)
             close(creat(path + "/file", 0o600))
             #expect(

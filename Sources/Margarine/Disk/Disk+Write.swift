@@ -76,12 +76,13 @@ extension Disk {
                             return false
                         }
                         if done { return acknowledge(request) }
-                    } catch let error as StoreError where error.kind == .unavailable || error.kind == .unclear {
+                    } catch let error as StoreError where error.isOutage {
                         // A write waits for the store: failing it would lose what the file system believes written.
                         await context.environment.sleep(ns: 200_000_000)
                     } catch {
                         context.problem(
-                            "disk \(name): a write at \(request.offset) needs bytes that can't be read: \(error)")
+                            "disk \(name): a write at \(request.offset) needs bytes that can't be read: \(error)",
+                            kind: "\(name) write")
                         return finish(request, .io)
                     }
                 }

@@ -103,8 +103,8 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
-                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
-            )
+                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)",
+                kind: "\(name) read late")
             finish(ticket.request, .io)
         }
         context.spawn { [self] in
@@ -133,8 +133,10 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
                 case .page: preconditionFailure("a generation has no journal")
                 }
             } catch {
-                guard error.kind == .unavailable || error.kind == .unclear else {
-                    context.problem("\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                guard error.isOutage else {
+                    context.problem(
+                        "\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)",
+                        kind: "\(name) read \(error.kind)")
                     return .io
                 }
                 await context.environment.sleep(ns: 200_000_000)
