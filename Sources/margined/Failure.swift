@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Glibc
+import Runtime
 
 /// A failure in one line: what, where, what to do.
 struct Failure: Error, CustomStringConvertible {
@@ -13,7 +14,7 @@ struct Failure: Error, CustomStringConvertible {
         let code = Margined.exitCode(for: error)
         if code.isSuccess {
             // Help and version were asked for: they are the output.
-            Output.line(Margined.fullMessage(for: error))
+            Output.raw(Margined.fullMessage(for: error))
             do { try Output.finish() } catch { _exit(1) }
             _exit(0)
         }
@@ -34,6 +35,6 @@ struct Failure: Error, CustomStringConvertible {
     /// One line on standard error.
     static func say(_ text: String) {
         let line = text.split(whereSeparator: \.isNewline).map { $0.drop(while: \.isWhitespace) }.joined(separator: " ")
-        Output.toStandardError("margined: \(line)\n")
+        Output.lastWords("margined: \(line.printable)")
     }
 }

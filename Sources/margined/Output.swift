@@ -4,6 +4,7 @@
 import Foundation
 import Glibc
 import Margarine
+import Runtime
 import Synchronization
 
 /// The reader of standard output went away.
@@ -17,8 +18,12 @@ enum Output {
     }
     private static let pending = Mutex(Pending())
 
-    /// Takes one line for standard output. Written by `finish`, or when enough has come together.
-    static func line(_ text: String) {
+    /// Takes one line for standard output: names and errors from outside can't make more of it, nor move the terminal's
+    /// cursor. Written by `finish`, or when enough has come together.
+    static func line(_ text: String) { raw(text.printable) }
+
+    /// Takes text of this program alone, which may have several lines.
+    static func raw(_ text: String) {
         pending.withLock { pending in
             pending.bytes += text.utf8
             pending.bytes.append(UInt8(ascii: "\n"))
@@ -34,7 +39,7 @@ enum Output {
             return pending.failure
         }
         if reason == EPIPE { throw BrokenPipe() }
-        if reason != 0 { throw Failure("cannot write to standard output: \(errnoText(reason))") }
+        if reason != 0 { throw Failure("cannot write to standard output: \(Margarine.errnoText(reason))") }
     }
 
     private static func flush(_ pending: inout Pending) {
@@ -61,12 +66,26 @@ enum Output {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         encoder.dateEncodingStrategy = .iso8601
-        line(String(decoding: try encoder.encode(value), as: UTF8.self))
+        raw(String(decoding: try encoder.encode(value), as: UTF8.self))
     }
 
     static func toStandardError(_ text: String) {
         _ = write(Array(text.utf8), to: STDERR_FILENO)
     }
+
+    /// Standard error for a daemon, which never waits for its reader.
+    static let log = LineWriter(descriptor: STDERR_FILENO)
+    /// How long the end of the process waits for the reader of the last words.
+    private static let lastWordsMs = 1_000
+
+    /// The last line on standard error, behind all that was logged; given up when nobody reads it.
+    static func lastWords(_ line: String) {
+        log.add(line)
+        finishLog()
+    }
+
+    /// Writes out what was logged, as far as somebody reads it.
+    static func finishLog() { log.flush(timeoutMs: lastWordsMs) }
 
     static var standardErrorIsTerminal: Bool { isatty(STDERR_FILENO) == 1 }
 }

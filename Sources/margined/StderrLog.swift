@@ -1,10 +1,14 @@
 // Log lines on standard error: time, level, message, key=value. Under systemd the journal has the time and reads the
 // level from a `<N>` in front.
+//
+// Always holds: one message is one line, whatever names and errors from outside are in it (`printable`); to log never waits
+// for whoever reads standard error (`LineWriter`).
 
 import Foundation
 import Glibc
 import Logging
 import Margarine
+import Runtime
 import Synchronization
 
 /// The one level of all loggers, which SIGHUP can change.
@@ -40,10 +44,12 @@ struct StderrLog: LogHandler {
 
     func log(event: LogEvent) {
         var line = isJournal ? "<\(priority(event.level))>" : "\(now()) \(event.level) "
-        line += event.message.description.split(whereSeparator: \.isNewline).joined(separator: " ")
+        line += event.message.description.printable
         let all = metadata.merging(event.metadata ?? [:]) { _, new in new }
-        for (key, value) in all.sorted(by: { $0.key < $1.key }) { line += " \(key)=\(quoted("\(value)"))" }
-        Output.toStandardError(line + "\n")
+        for (key, value) in all.sorted(by: { $0.key < $1.key }) {
+            line += " \(key)=\(quoted("\(value)").printable)"
+        }
+        Output.log.add(line)
     }
 
     private func priority(_ level: Logger.Level) -> Int {
@@ -61,7 +67,7 @@ struct StderrLog: LogHandler {
         guard value.isEmpty || value.contains(where: { $0.isWhitespace || $0 == "\"" || $0 == "=" }) else {
             return value
         }
-        let escaped = value.replacing("\\", with: "\\\\").replacing("\"", with: "\\\"").replacing("\n", with: "\\n")
+        let escaped = value.replacing("\\", with: "\\\\").replacing("\"", with: "\\\"")
         return "\"\(escaped)\""
     }
 

@@ -24,6 +24,7 @@ func runCommand() async {
     } catch {
         Failure.exit(with: error)
     }
+    Output.finishLog()
     // Nothing is left to be written. Libraries' own clean-up at `exit` would race with threads that still run.
     _exit(0)
 }

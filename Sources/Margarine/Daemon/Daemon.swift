@@ -15,7 +15,11 @@ public final class Daemon: StatusSource {
     private let state: Mutex<State>
     private let environment: SystemEnvironment
 
+    /// What the machine, or the container, lets this process have.
+    private let memory: MemoryLimit
+
     private struct State {
+        /// Fitted to the memory.
         var settings: Settings
         var parts: Parts?
         var addresses: [String] = []
@@ -65,8 +69,19 @@ public final class Daemon: StatusSource {
     public init(settings: Settings, log: Logger) throws {
         try settings.validate()
         self.log = log
+        memory = MemoryLimit.find()
+        let settings = settings.fitted(to: memory)
+        log.info(
+            "memory",
+            metadata: [
+                "limit": "\(ByteSize.readable(memory.bytes))", "of": "\(memory.source)",
+                "memory-cache": "\(ByteSize.text(settings.memoryCacheBytes))",
+                "dirty-memory": "\(ByteSize.text(settings.dirtyMemoryBytes))", "uploads": "\(settings.uploads)",
+            ])
+        if let warning = settings.memoryWarning(memory) { log.warning("\(warning)") }
         lock = try ScratchLock(directory: settings.scratch)
         environment = SystemEnvironment(workers: settings.workerCount(cores: Daemon.cores))
+        try environment.prepare()
         startedAtNs = environment.nowNs
         state = Mutex(State(settings: settings))
     }
@@ -77,9 +92,19 @@ public final class Daemon: StatusSource {
     /// - Returns: the addresses it serves, such as `tcp://127.0.0.1:10809` and `unix:/path`.
     public func start() async throws -> [String] {
         let settings = state.withLock { $0.settings }
+        let counters = StoreCounters { [log] in Daemon.tell($0, log) }
+        let watch = StartWatch(log: log, environment: environment) { [environment] in
+            let counts = counters.snapshot
+            guard let text = counts.lastError, let wallMs = counts.lastErrorWallMs else { return nil }
+            return (text, environment.wallMs - wallMs)
+        }
+        defer { watch.end() }
+        let urls = settings.places.map(\.url).joined(separator: " ")
+        watch.now(
+            "waiting for the store \(urls)",
+            remedy: "check that it can be reached, has room, and takes these keys; 'margined check' looks for damage")
         let scratch = try DirectoryScratch(path: settings.scratch)
         let server = try ServerFiles.identity(in: settings.scratch, environment: environment)
-        let counters = StoreCounters()
         let store = try await Store.open(
             urls: settings.places, near: settings.near, environment: environment, counters: counters)
         for location in store.locations.all {
@@ -87,6 +112,9 @@ public final class Daemon: StatusSource {
                 log.warning("location '\(location.name)' is out of reach; what needs it waits or fails: \(trouble)")
             }
         }
+        watch.now(
+            "waiting for the store \(urls) to take this server's heartbeat",
+            remedy: "check that it has room and that these keys may write")
         try await firstBeat(store, server, settings)
         let grace = GraceGauge()
         do throws(CatalogError) {
@@ -100,7 +128,9 @@ public final class Daemon: StatusSource {
         if let first = store.locations[0] { try? await collected.refresh(first.hasty, environment: environment) }
 
         let door = try Loop(name: "door")
-        door.start()
+        try door.start()
+        try AddressSpace.check(
+            settings.memoryCacheBytes + settings.dirtyMemoryBytes, for: "memory-cache and dirty-memory together")
         let cache = SliceCache(budgetBytes: settings.memoryCacheBytes)
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(
@@ -122,13 +152,40 @@ public final class Daemon: StatusSource {
             collection: ScheduledCollection(store: store, scratch: scratch, server: server, grace: collected, log: log))
         state.withLock { $0.parts = parts }
 
+        watch.now(
+            "taking stock of the cached blocks in '\(settings.scratch)'",
+            remedy: "nothing is wrong unless that disk is; 'blocks' in it may be removed while margined is stopped")
         await files.start()
-        if await disks.recover() { ServerFiles.noteBoot(in: settings.scratch) }
+        let recovering: @Sendable (String) -> Void = { disk in
+            watch.now(
+                "taking up the journal of disk \(disk)",
+                remedy: "its head must be read from the store; clients are served once all journals are taken up")
+        }
+        if await disks.recover(recovering) { ServerFiles.noteBoot(in: settings.scratch) }
+        watch.now("binding the addresses", remedy: "check 'listen' and 'unix'")
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
         for location in store.locations.all { door.run { [weak self] in await self?.beat(parts, at: location) } }
         parts.collection.apply(settings)
         return addresses
+    }
+
+    /// One line for each change in how the store answers.
+    private static func tell(_ trouble: StoreTrouble, _ log: Logger) {
+        switch trouble.change {
+        case .denied:
+            log.warning(
+                "the store refuses (\(trouble.verb)): \(trouble.description). Reads wait until read-timeout, writes and commits until it is mended; nothing is lost meanwhile"
+            )
+        case .unavailable:
+            log.warning(
+                "the store does not answer (\(trouble.verb)): \(trouble.description). Reads wait until read-timeout, writes and commits until it answers; nothing is lost meanwhile"
+            )
+        case .over(let durationMs, let failures):
+            log.notice(
+                "the store answers again (\(trouble.verb)): \(trouble.bucket) did not for \(DurationMs.readable(durationMs)), \(failures) requests failed"
+            )
+        }
     }
 
     private func makeContexts(
@@ -143,7 +200,8 @@ public final class Daemon: StatusSource {
             DiskContext(
                 loop: try Loop(name: "disks-\(number)"), environment: environment, scratch: scratch,
                 locations: store.locations, loader: loader,
-                manifests: ManifestCache(store.locations, budgetBytes: max(4 << 20, (64 << 20) / count)),
+                manifests: ManifestCache(
+                    store.locations, budgetBytes: max(4 << 20, Int(MemoryBudgets(memory).manifestBytes) / count)),
                 arena: FrameArena(budgetBytes: Int(settings.dirtyMemoryBytes) / count), journals: journals,
                 log: log, settings: diskSettings(settings), grace: grace)
         }
@@ -165,6 +223,9 @@ public final class Daemon: StatusSource {
         var limits = ConnectionLimits()
         limits.connections = settings.maxConnections
         limits.handshakeTimeoutMs = UInt64(settings.handshakeTimeoutMs)
+        let budgets = MemoryBudgets(memory)
+        limits.budgetBytes = Int(budgets.requestBytes)
+        limits.pooledBytesPerLoop = Int(budgets.pooledBytesPerLoop)
         return limits
     }
 
@@ -247,13 +308,13 @@ public final class Daemon: StatusSource {
         guard let parts else { return }
         await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
-        for path in state.withLock({ $0.settings.unix }) { unlink(path) }
         await parts.disks.drain()
         if !parts.disks.hasDisks { await parts.store.forget(server: parts.server.id) }
     }
 
     /// Takes over what can change while running; the rest of `settings` equals what runs.
     public func reload(settings: Settings) {
+        let settings = settings.fitted(to: memory)
         let parts = state.withLock { state in
             state.settings = settings
             return state.parts

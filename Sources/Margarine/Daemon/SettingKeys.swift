@@ -50,14 +50,14 @@ extension SettingKey {
         .count("workers", 0...256, reload: false, \.workers),
         .choice("log-level", table: "serve", reload: true, \.logLevel),
 
-        .size("memory-cache", 16 << 20...1 << 50, reload: false, \.memoryCacheBytes),
-        .size("dirty-memory", 40 << 20...1 << 50, reload: false, \.dirtyMemoryBytes),
+        .size("memory-cache", 16 << 20...1 << 50, orNone: true, reload: false, \.memoryCacheBytes),
+        .size("dirty-memory", 40 << 20...1 << 50, orNone: true, reload: false, \.dirtyMemoryBytes),
         .size("scratch-cache", 64 << 20...1 << 60, reload: false, \.scratchCacheBytes),
         .size("journal", 64 << 20...1 << 60, reload: false, \.journalBytes),
         .size("journal-per-disk", 64 << 20...1 << 60, reload: true, \.journalPerDiskBytes),
 
         .duration("commit-interval", table: "commit", 10...86_400_000, reload: true, \.commitIntervalMs),
-        .count("uploads", table: "commit", 1...256, reload: true, \.uploads),
+        .count("uploads", table: "commit", 0...256, reload: true, \.uploads),
         .duration("heartbeat-interval", table: "commit", 100...3_600_000, reload: true, \.heartbeatIntervalMs),
         .duration("owner-dead-after", table: "commit", 1000...86_400_000, reload: true, \.ownerDeadAfterMs),
 
@@ -258,11 +258,13 @@ extension SettingKey {
         }
     }
 
+    /// - Parameter orNone: 0 is a value too: margined chooses.
     private static func size(
-        _ name: String, _ bounds: ClosedRange<UInt64>, reload: Bool,
+        _ name: String, _ bounds: ClosedRange<UInt64>, orNone: Bool = false, reload: Bool,
         _ at: any WritableKeyPath<Settings, UInt64> & Sendable
     ) -> SettingKey {
-        let form = "size, \(ByteSize.text(bounds.lowerBound)) to \(ByteSize.text(bounds.upperBound))"
+        let range = "\(ByteSize.text(bounds.lowerBound)) to \(ByteSize.text(bounds.upperBound))"
+        let form = "size, \(orNone ? "0 or " : "")\(range)"
         return make(name, "limits", form, reload) { value, settings throws(SettingError) in
             let bytes: UInt64
             switch value {
@@ -271,7 +273,9 @@ extension SettingKey {
             case .number(let number) where number >= 0: bytes = UInt64(number)
             default: throw SettingError("needs a \(form), as in \"512M\"")
             }
-            guard bounds.contains(bytes) else { throw SettingError("is out of bounds: it is a \(form)") }
+            guard bounds.contains(bytes) || orNone && bytes == 0 else {
+                throw SettingError("is out of bounds: it is a \(form)")
+            }
             settings[keyPath: at] = bytes
         } text: {
             ByteSize.text($0[keyPath: at])

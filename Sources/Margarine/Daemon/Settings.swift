@@ -79,11 +79,11 @@ public struct Settings: Sendable, Equatable {
     public var control: String?
 
     // Budgets, in bytes.
-    /// Slices kept in memory for all disks together.
-    public var memoryCacheBytes: UInt64 = 512 << 20
+    /// Slices kept in memory for all disks together. 0: an eighth of the memory, at most 512 MiB (`fitted`).
+    public var memoryCacheBytes: UInt64 = 0
     /// Dirty pages of all disks held in memory; beyond it they are read back from the journal. Shared out among the
-    /// loops, of which there are no more than can have `dirtyBytesPerLoop`.
-    public var dirtyMemoryBytes: UInt64 = 512 << 20
+    /// loops, of which there are no more than can have `dirtyBytesPerLoop`. 0: as for the cache.
+    public var dirtyMemoryBytes: UInt64 = 0
     /// What one loop needs: a request of 32 MiB, and some more.
     public static let dirtyBytesPerLoop: UInt64 = 40 << 20
     /// Block files kept on the scratch directory.
@@ -96,8 +96,9 @@ public struct Settings: Sendable, Equatable {
     // Commits.
     /// Once a safe point is this old, its commit is under way. Milliseconds.
     public var commitIntervalMs: Int64 = 5000
-    /// Blocks that one disk's commit works on at a time; each takes up to 32 MiB meanwhile.
-    public var uploads = 4
+    /// Blocks that one disk's commit works on at a time; each takes up to 32 MiB meanwhile. 0: as many as an eighth of the
+    /// memory holds, at most 4.
+    public var uploads = 0
 
     // The store.
     /// How often this server's heartbeat object is written while it owns a disk. Milliseconds.
