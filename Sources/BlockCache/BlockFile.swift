@@ -51,10 +51,10 @@ struct BlockFileQueues {
         file.countedAt = clock
         if ghosts.removeValue(forKey: file.id) != nil {
             file.queue = .main
-            main.push(file)
+            main.push(file) { $0.queue == .main }
         } else {
             file.queue = .small
-            small.push(file)
+            small.push(file) { $0.queue == .small }
         }
         charge(file, file.chargedBytes)
     }
@@ -140,8 +140,8 @@ struct BlockFileQueues {
     private mutating func push(_ file: BlockFile) {
         switch file.queue {
         case .none: break
-        case .small: small.push(file)
-        case .main: main.push(file)
+        case .small: small.push(file) { $0.queue == .small }
+        case .main: main.push(file) { $0.queue == .main }
         }
     }
 
@@ -159,12 +159,23 @@ struct BlockFileQueues {
     }
 }
 
-/// A queue of files. Files that left otherwise are skipped when their turn comes.
+/// A queue of files. Files that left otherwise are skipped when their turn comes, and forgotten before they are most of it.
 struct Fifo {
     private var files: [BlockFile?] = []
     private var head = 0
+    private var compactAt = Fifo.leastCompacted
+    private static let leastCompacted = 512
 
-    mutating func push(_ file: BlockFile) { files.append(file) }
+    /// Files and what is left of those that no longer belong.
+    var count: Int { files.count - head }
+
+    mutating func push(_ file: BlockFile, _ belongs: (BlockFile) -> Bool) {
+        files.append(file)
+        guard count >= compactAt else { return }
+        files = files[head...].filter { $0.map(belongs) ?? false }
+        head = 0
+        compactAt = max(Fifo.leastCompacted, 2 * files.count)
+    }
 
     /// The first file that still `belongs`; files that no longer do are forgotten.
     mutating func pop(_ belongs: (BlockFile) -> Bool) -> BlockFile? {

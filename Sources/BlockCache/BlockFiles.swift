@@ -190,7 +190,7 @@ public final class BlockFiles: Sendable {
             entry.file = file
             if !entry.isInOpenOrder {
                 entry.isInOpenOrder = true
-                state.openOrder.push(entry)
+                state.openOrder.push(entry) { $0.isInOpenOrder }
                 state.openCount += 1
             }
             guard state.openCount > Self.maxOpen, let oldest = state.openOrder.pop({ $0.isInOpenOrder }) else {

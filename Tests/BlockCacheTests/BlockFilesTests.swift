@@ -28,6 +28,31 @@ struct BlockFilesTests {
         #expect(second.snapshot.heldBytes == 800)
     }
 
+    @Test("what has left a queue is forgotten, though it never comes to its turn") func queuesStaySmall() {
+        var queue = Fifo()
+        let stays = (0..<300).map { BlockFile(id: .sample(UInt64($0)), path: "") }
+        for file in stays {
+            file.isInOpenOrder = true
+            queue.push(file) { $0.isInOpenOrder }
+        }
+        var most = 0
+        for number in 1000..<21_000 {
+            let file = BlockFile(id: .sample(UInt64(number)), path: "")
+            file.isInOpenOrder = true
+            queue.push(file) { $0.isInOpenOrder }
+            file.isInOpenOrder = false
+            most = max(most, queue.count)
+        }
+        #expect(most <= 700)
+        // In their order, and nobody twice.
+        for file in stays {
+            let next = queue.pop { $0.isInOpenOrder }
+            #expect(next === file)
+        }
+        let rest = queue.pop { $0.isInOpenOrder }
+        #expect(rest == nil)
+    }
+
     @Test func partsMakeAWhole() async throws {
         let scratch = MemoryScratch()
         let files = await files(scratch)

@@ -1,4 +1,5 @@
 import ObjectStore
+import Synchronization
 import Testing
 
 @Suite struct RetryingBucketTests {
@@ -158,6 +159,47 @@ import Testing
 }
 
 @Suite struct CountingBucketTests {
+    @Test("row 5: a denial is told once with its cause, and its end once, for each kind of call") func troubles()
+        async throws
+    {
+        let environment = SkippingEnvironment()
+        let faulty = FaultyBucket(MemoryBucket(name: "m"), environment: environment)
+        let told = Mutex<[StoreTrouble]>([])
+        let counters = StoreCounters { trouble in told.withLock { $0.append(trouble) } }
+        let bucket = CountingBucket(faulty, counters: counters, environment: environment)
+        _ = try await bucket.put("a", [1], if: .none)
+        faulty.inject(StoreFault(.fail(.denied), verb: .get))
+        for _ in 0..<1000 {
+            _ = await kind { _ = try await bucket.get("a", range: nil) }
+            await environment.sleep(ns: 50_000_000)
+            // Others go on as before.
+            _ = try await bucket.put("a", [1], if: .none)
+        }
+        faulty.clearFaults()
+        await environment.sleep(ns: 3_000_000_000)
+        _ = try await bucket.get("a", range: nil)
+        _ = try await bucket.get("a", range: nil)
+        var all = told.withLock { $0 }
+        #expect(all.count == 2 && all.allSatisfy { $0.verb == "get" && $0.bucket == "m" })
+        #expect(all.first?.change == .denied && all.first?.description.contains("injected") == true)
+        #expect(all.last?.change == .over(durationMs: 53_000, failures: 1000))
+
+        // One that is out of reach is told once it lasts; plain answers are none of this.
+        told.withLock { $0 = [] }
+        _ = await kind { _ = try await bucket.get("b", range: nil) }
+        faulty.inject(StoreFault(.fail(.unavailable), verb: .put, count: 1))
+        _ = await kind { _ = try await bucket.put("a", [1], if: .none) }
+        _ = try await bucket.put("a", [1], if: .none)
+        #expect(told.withLock { $0.isEmpty })
+        faulty.inject(StoreFault(.fail(.unavailable), verb: .put))
+        for _ in 0..<200 {
+            _ = await kind { _ = try await bucket.put("a", [1], if: .none) }
+            await environment.sleep(ns: 100_000_000)
+        }
+        all = told.withLock { $0 }
+        #expect(all.map(\.change) == [.unavailable])
+    }
+
     @Test func countsCallsBytesAndErrors() async throws {
         let environment = SkippingEnvironment()
         let faulty = FaultyBucket(MemoryBucket(name: "m"), environment: environment)

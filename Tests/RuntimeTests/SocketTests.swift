@@ -154,6 +154,43 @@ import Testing
         }
     }
 
+    @Test("row 36: only one's own unix socket is removed, also when its number is given out again")
+    func aSocketFileOfAnotherIsLeftAlone() async throws {
+        try await withFolder { folder in
+            let path = folder + "/s"
+            let (first, file) = try Sockets.listen(unix: path)
+            // Somebody took the path: the name goes, and another socket has it.
+            unlink(path)
+            let (second, own) = try Sockets.listen(unix: path)
+            file.remove()
+            _ = try Sockets.connect(.unix(path: path))
+            first.close()
+            own.remove()
+            #expect(access(path, F_OK) != 0)
+            second.close()
+        }
+    }
+
+    @Test("row 36: of many that find a dead socket one takes its path, and nobody takes a living one's")
+    func aRaceForADeadSocket() async throws {
+        try await withFolder { folder in
+            for round in 0..<30 {
+                let path = folder + "/\(round)"
+                try Sockets.listen(.unix(path: path))[0].close()
+                let winners = await withTaskGroup(of: (FileDescriptor, SocketFile)?.self) { group in
+                    for _ in 0..<8 { group.addTask { try? Sockets.listen(unix: path) } }
+                    var winners: [(FileDescriptor, SocketFile)] = []
+                    for await one in group { if let one { winners.append(one) } }
+                    return winners
+                }
+                #expect(winners.count == 1)
+                let client = try Sockets.connect(.unix(path: path))
+                _ = try accept(winners[0].0)
+                client.close()
+            }
+        }
+    }
+
     @Test func addressesAreReadAsPeopleWriteThem() {
         #expect(Endpoint("127.0.0.1:10809") == .tcp(host: "127.0.0.1", port: 10809))
         #expect(Endpoint(":10809") == .tcp(host: "", port: 10809))

@@ -533,6 +533,7 @@ PYTHON
 
 . "$root/Tests/cli/history.sh"
 . "$root/Tests/cli/locations.sh"
+. "$root/Tests/cli/process.sh"
 
 # ---- all of them
 

@@ -175,6 +175,29 @@ def a_draining_server_does_not_wait_for_ever(t):
         server.wait()
 
 
+def a_request_without_memory_fails_alone(t):
+    _own(t)
+    server, address = _server("--limit", "mapsAtMostBytes=%d" % (1 * MIB))
+    try:
+        for structured in (False, True):
+            client = Client(address).greet()
+            if structured:
+                client.structure()
+            client.go(b"mem")
+            client.write(0, b"a" * MIB)
+            for _ in range(20):
+                # ENOMEM, and the stream stays whole: whatever came of the payload is read over.
+                assert client.error(READ, 0, 2 * MIB) == 12
+                assert client.error(WRITE, 0, 2 * MIB, payload=b"b" * (2 * MIB)) == 12
+            assert client.read(0, MIB) == b"a" * MIB
+            client.write(0, b"c" * MIB)
+            client.disconnect()
+        assert server.poll() is None
+    finally:
+        server.kill()
+        server.wait()
+
+
 def stalled_clients_are_cut_when_others_wait_for_memory(t):
     _own(t)
     server, address = _server("--limit", "budgetBytes=%d" % (64 * MIB), "--limit", "stallSeconds=2")

@@ -45,7 +45,8 @@ package final class ControlSocket: Sendable {
         stopRead = ends[0]
         stopWrite = ends[1]
         for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
-        guard startDetachedThread(name: Self.threadName, stackBytes: Self.stackBytes, { [self] in accept(handler) }) else {
+        guard startDetachedThread(name: Self.threadName, stackBytes: Self.stackBytes, { [self] in accept(handler) })
+        else {
             file.remove()
             for fd in ends { Glibc.close(fd) }
             throw DaemonError(

@@ -142,6 +142,8 @@ public final class Daemon: StatusSource {
         try door.start()
         let pulse = try Loop(name: "heartbeat")
         try pulse.start()
+        try AddressSpace.check(
+            settings.memoryCacheBytes + settings.dirtyMemoryBytes, for: "memory-cache and dirty-memory together")
         let cache = SliceCache(budgetBytes: settings.memoryCacheBytes)
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(

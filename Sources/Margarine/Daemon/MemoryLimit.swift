@@ -19,7 +19,8 @@ package struct MemoryLimit: Sendable, Equatable {
         var least = MemoryLimit(bytes: machineBytes(root), source: "this machine")
         for folder in groups.folders {
             for name in folder.names {
-                guard let text = readText("\(folder.path)/\(name)"), let bytes = UInt64(text), bytes < least.bytes else {
+                guard let text = readText("\(folder.path)/\(name)"), let bytes = UInt64(text), bytes < least.bytes
+                else {
                     continue
                 }
                 least = MemoryLimit(bytes: bytes, source: "cgroup \(folder.group)")
@@ -29,7 +30,9 @@ package struct MemoryLimit: Sendable, Equatable {
     }
 
     private static func machineBytes(_ root: String) -> UInt64 {
-        let line = readText("\(root)/proc/meminfo", whole: true)?.split(separator: "\n").first { $0.hasPrefix("MemTotal:") }
+        let line = readText("\(root)/proc/meminfo", whole: true)?.split(separator: "\n").first {
+            $0.hasPrefix("MemTotal:")
+        }
         let kibibytes = line?.split(separator: " ").dropFirst().first.flatMap { UInt64($0) }
         return kibibytes.flatMap { $0 <= UInt64.max >> 10 ? $0 << 10 : nil } ?? .max
     }

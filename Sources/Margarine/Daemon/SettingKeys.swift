@@ -273,7 +273,9 @@ extension SettingKey {
             case .number(let number) where number >= 0: bytes = UInt64(number)
             default: throw SettingError("needs a \(form), as in \"512M\"")
             }
-            guard bounds.contains(bytes) || orNone && bytes == 0 else { throw SettingError("is out of bounds: it is a \(form)") }
+            guard bounds.contains(bytes) || orNone && bytes == 0 else {
+                throw SettingError("is out of bounds: it is a \(form)")
+            }
             settings[keyPath: at] = bytes
         } text: {
             ByteSize.text($0[keyPath: at])

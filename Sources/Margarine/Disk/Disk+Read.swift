@@ -76,8 +76,8 @@ extension Disk {
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
-                "disk \(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
-            )
+                "disk \(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)",
+                kind: "\(name) read late")
             storeErrors += 1
             finish(ticket.request, .io)
         }
@@ -151,14 +151,18 @@ extension Disk {
                 }
             } catch let error as StoreError {
                 guard error.isOutage else {
-                    context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                    context.problem(
+                        "disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)",
+                        kind: "\(name) read \(error.kind)")
                     storeErrors += 1
                     return .io
                 }
                 await context.environment.sleep(ns: backoffMs * 1_000_000)
                 backoffMs = min(backoffMs * 2, 2_000)
             } catch {
-                context.problem("disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                context.problem(
+                    "disk \(name): read at \(run.offset), \(run.count) bytes, failed: \(error)",
+                    kind: "\(name) read scratch")
                 return .io
             }
             isFirst = true

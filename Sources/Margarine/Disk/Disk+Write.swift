@@ -93,8 +93,8 @@ extension Disk {
                     } catch {
                         guard ticket.isOpen else { return }
                         context.problem(
-                            "disk \(name): a write at \(ticket.request.offset) needs bytes that can't be read: \(error)"
-                        )
+                            "disk \(name): a write at \(ticket.request.offset) needs bytes that can't be read: \(error)",
+                            kind: "\(name) write")
                         return give(up: ticket, .io)
                     }
                 }

@@ -44,6 +44,10 @@ package final class DiskContext: @unchecked Sendable {
     private var willGiveBack = false
     /// What is known of the store's grace period: how long a commit may take.
     let grace: GraceGauge
+    /// When what was told last, and how often it happened since. On the loop.
+    private var problems: [String: (toldAtNs: UInt64, others: Int)] = [:]
+    private static let problemPauseNs: UInt64 = 10_000_000_000
+    private static let problemKinds = 1024
 
     package init(
         loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
@@ -86,6 +90,20 @@ package final class DiskContext: @unchecked Sendable {
 
     /// Tells the operator of something that needs a look.
     func problem(_ text: String) { log.error("\(text)") }
+
+    /// The same of what may happen to many requests: of each `kind` a line in `problemPauseNs`, which says how many there
+    /// were since the last.
+    func problem(_ text: @autoclosure () -> String, kind: String) {
+        let now = environment.nowNs
+        if let last = problems[kind], now &- last.toldAtNs < Self.problemPauseNs {
+            problems[kind]?.others += 1
+            return
+        }
+        let others = problems[kind]?.others ?? 0
+        if problems.count >= Self.problemKinds { problems = [:] }
+        problems[kind] = (now, 0)
+        problem(others == 0 ? text() : "\(text()) (and \(others) like it before)")
+    }
 
     /// Brings a slice to memory and runs `body` while it can't leave.
     func withSlice<T>(_ entry: BlockEntry, _ slice: SliceIndex, _ body: (UnsafeRawPointer) -> T)

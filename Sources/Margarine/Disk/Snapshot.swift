@@ -145,8 +145,8 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
-                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)"
-            )
+                "\(name): a read at \(ticket.request.offset) was not answered by the store in \(context.settings.requestTimeoutMs) ms\(context.locations.troubles)",
+                kind: "\(name) read late")
             finish(ticket.request, .io)
         }
         coldReads.enter(ticket) { [self] in
@@ -176,7 +176,9 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
                 }
             } catch {
                 guard error.isOutage else {
-                    context.problem("\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)")
+                    context.problem(
+                        "\(name): read at \(run.offset), \(run.count) bytes, failed: \(error)",
+                        kind: "\(name) read \(error.kind)")
                     return .io
                 }
                 await context.environment.sleep(ns: 200_000_000)

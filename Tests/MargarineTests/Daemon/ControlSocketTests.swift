@@ -1,6 +1,7 @@
 import Foundation
 import Glibc
 import Margarine
+import Runtime
 import Synchronization
 import Testing
 
@@ -25,7 +26,7 @@ private func ask(_ path: String, _ command: String) async throws -> ControlAnswe
     try await blocking { try ControlClient(path: path).ask(ControlRequest(command: command)) }
 }
 
-struct ControlSocketTests {
+@Suite(.serialized) struct ControlSocketTests {
     private let folder = Folder()
     private var path: String { folder.path + "/control.sock" }
 
@@ -92,6 +93,25 @@ struct ControlSocketTests {
         let second = try ControlSocket(path: path) { _ in ControlAnswer() }
         defer { second.close() }
         #expect(try await ask(path, "x") == ControlAnswer())
+    }
+
+    @Test("row 36: a control socket that another daemon has put in its place is left alone")
+    func anothersSocketIsLeftAlone() async throws {
+        let first = try ControlSocket(path: path) { _ in ControlAnswer(error: "first") }
+        unlink(path)
+        let second = try ControlSocket(path: path) { _ in ControlAnswer() }
+        defer { second.close() }
+        first.close()
+        #expect(try await ask(path, "x") == ControlAnswer())
+    }
+
+    @Test("row 37: a control socket without a thread is an error, and leaves no file")
+    func withoutAThread() async throws {
+        await Threads.refusing("control") {
+            let error = #expect(throws: DaemonError.self) { try ControlSocket(path: path) { _ in ControlAnswer() } }
+            #expect(error?.description.contains("threads") == true)
+        }
+        #expect(access(path, F_OK) != 0)
     }
 
     @Test func aFileInItsPlaceIsLeftAlone() throws {

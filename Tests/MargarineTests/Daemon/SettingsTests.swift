@@ -20,7 +20,8 @@ struct SettingsTests {
     @Test(arguments: [
         ("memory-cache", "16M", "16777215"), ("memory-cache", "1P", "1125899906842625"),
         ("commit-interval", "10ms", "9ms"),
-        ("uploads", "256", "257"), ("uploads", "1", "0"), ("resume-window", "0", "8d"), ("loops", "0", "-1"),
+        ("uploads", "256", "257"), ("uploads", "0", "-1"), ("memory-cache", "0", "1"), ("journal", "64M", "0"),
+        ("resume-window", "0", "8d"), ("loops", "0", "-1"),
         ("takeover", "force", "Force"), ("log-level", "trace", "verbose"), ("listen", "[::1]:0", "::1:0"),
         ("listen", "127.0.0.1:65535", "127.0.0.1:65536"), ("durability", "store", ""), ("read-timeout", "1s", "1"),
         ("locations", "eu=s3://b?region=x,us=file:///b", "eu=s3://b,eu=s3://c"),

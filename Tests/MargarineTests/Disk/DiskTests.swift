@@ -4,6 +4,7 @@ import BlockCache
 @testable import Margarine
 import ObjectStore
 import Runtime
+import Synchronization
 import Testing
 
 @Suite struct DiskTests {
@@ -356,6 +357,117 @@ import Testing
         gate.open()
         bed.faults.clearFaults()
         #expect(try await client.read(4096, at: 20 << 20) == pattern(4096, 1))
+    }
+
+    @Test(
+        "row 5: while the store denies, cold reads and sub-page writes wait",
+        arguments: [StoreError.Kind.denied, .unavailable])
+    func aStoreThatDeniesIsWaitedFor(_ kind: StoreError.Kind) async throws {
+        let warm = try DiskBed()
+        try await warm.create()
+        let writer = try await warm.attach()
+        try await writer.write(pattern(1 << 20, 1), at: 20 << 20)
+        await writer.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        let bed = try DiskBed(store: warm.store)
+        let client = try await bed.attach()
+        bed.faults.inject(StoreFault(.fail(kind)))
+        let isAway = Mutex(true)
+        async let read = client.read(4096, at: 20 << 20)
+        async let written: Void = client.write([1, 2, 3], at: (20 << 20) + 600_001)
+        let environment = bed.environment
+        async let opened: Void = {
+            await environment.sleep(ns: 400_000_000)
+            isAway.withLock { $0 = false }
+            bed.faults.clearFaults()
+        }()
+        #expect(try await read == pattern(1 << 20, 1)[..<4096].map { $0 })
+        #expect(isAway.withLock { !$0 })
+        try await written
+        await opened
+        var expected = Array(pattern(1 << 20, 1)[598_016..<602_112])
+        expected.replaceSubrange(1985..<1988, with: [1, 2, 3])
+        #expect(try await client.read(4096, at: (20 << 20) + 598_016) == expected)
+    }
+
+    @Test("row 5: a read that a store denies for too long fails in time") func aDenialThatLasts() async throws {
+        let warm = try DiskBed()
+        try await warm.create()
+        let writer = try await warm.attach()
+        try await writer.write(pattern(4096, 1), at: 20 << 20)
+        await writer.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        let bed = try DiskBed(store: warm.store, settings: { $0.requestTimeoutMs = 300 })
+        let client = try await bed.attach()
+        let reader = try await bed.attach("d@1", host: "r")
+        bed.faults.inject(StoreFault(.fail(.denied), verb: .get))
+        let began = bed.environment.nowNs
+        await #expect(throws: TestFailure.self) { try await client.read(4096, at: 20 << 20) }
+        await #expect(throws: TestFailure.self) { try await reader.read(4096, at: 20 << 20) }
+        #expect(bed.environment.nowNs - began >= 600_000_000)
+    }
+
+    @Test(
+        "row 5: what is missing, damaged or of another format is no outage",
+        arguments: [
+            StoreError.Kind.notFound, .corrupt, .refused,
+        ])
+    func anAnswerIsNoOutage(_ kind: StoreError.Kind) async throws {
+        let warm = try DiskBed()
+        try await warm.create()
+        let writer = try await warm.attach()
+        try await writer.write(pattern(4096, 1), at: 20 << 20)
+        await writer.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        let bed = try DiskBed(store: warm.store)
+        let client = try await bed.attach()
+        bed.faults.inject(StoreFault(.fail(kind), verb: .get))
+        let began = bed.environment.nowNs
+        await #expect(throws: TestFailure.self) { try await client.read(4096, at: 20 << 20) }
+        await #expect(throws: TestFailure.self) { try await client.write([1], at: 20 << 20) }
+        #expect(bed.environment.nowNs - began < 20_000_000_000)
+    }
+
+    @Test("row 37: a disk whose loop gets no thread goes to one that runs, and without any its attach fails alone")
+    func noThreadForALoop() async throws {
+        let bed = try DiskBed()
+        let names = ["a", "b", "c"]
+        for name in names { try await bed.create(name) }
+        func context(_ name: String) throws -> DiskContext {
+            DiskContext(
+                loop: try Loop(name: name), environment: bed.environment, scratch: bed.scratch,
+                locations: bed.context.locations, loader: bed.context.loader, manifests: bed.context.manifests,
+                arena: FrameArena(budgetBytes: 4 << 20), journals: JournalBudget(limitBytes: 1 << 30),
+                log: bed.context.log, settings: bed.context.settings)
+        }
+        let manager = DiskManager(
+            contexts: try (0..<3).map { try context("r37-disks-\($0)") },
+            store: Store(
+                id: bed.environment.objectID(), locations: bed.context.locations, environment: bed.environment),
+            server: ServerIdentity(id: "a", host: "h", hasRebooted: false), takeover: .dead, log: bed.context.log,
+            isAlive: { _, _ in nil })
+        let client = ClientIdentity(address: "h:1", host: "h")
+        await Threads.refusing("r37-disks") {
+            let error = await #expect(throws: AttachError.self) { try await manager.attach("a", client: client) }
+            #expect(error?.kind == .unavailable && error?.description.contains("no thread") == true)
+        }
+        // The second loop gets its thread; then there are no more.
+        let first = TestClient(try await manager.attach("a", client: client))
+        try await first.join()
+        try await Threads.refusing("r37-disks") {
+            let second = TestClient(try await manager.attach("b", client: client))
+            try await second.join()
+            #expect(second.attached.loop === first.attached.loop)
+            try await second.write(pattern(4096, 2), at: 0)
+            #expect(try await second.read(4096, at: 0) == pattern(4096, 2))
+        }
+        let third = TestClient(try await manager.attach("c", client: client))
+        #expect(third.attached.loop !== first.attached.loop)
+        try await first.write(pattern(4096, 1), at: 0)
+        #expect(try await first.read(4096, at: 0) == pattern(4096, 1))
     }
 
     @Test func aTrimOfATebibyteIsInstantAndReadsAsZeroes() async throws {

@@ -14,6 +14,17 @@ import Testing
         }
     }
 
+    @Test("a buffer that the system refuses is none, and the pool goes on") func withoutMemory() {
+        var pool = BufferPool(limitBytes: 1 << 20, mapsAtMostBytes: 1 << 20)
+        let refused = pool.take((1 << 20) + 1)
+        #expect(refused == nil)
+        let buffer = pool.take(1 << 20)
+        #expect(buffer != nil)
+        if let buffer { pool.give(buffer, bytes: 1 << 20) }
+        let largest = pool.take(32 << 20)
+        #expect(largest == nil)
+    }
+
     @Test func keepsWhatFitsItsBoundAndNoMore() {
         var pool = BufferPool(limitBytes: 1 << 20)
         let small = pool.must(5000)

@@ -86,6 +86,7 @@ struct Main {
         case "budgetBytes": limits.budgetBytes = number
         case "turnBytes": limits.turnBytes = number
         case "stallSeconds": limits.stallSeconds = number
+        case "mapsAtMostBytes": limits.mapsAtMostBytes = number
         default: let _: Never = usage("no limit \(parts[0])")
         }
     }

@@ -1,0 +1,95 @@
+import Glibc
+import Runtime
+import Synchronization
+import Testing
+
+@testable import Margarine
+
+/// A pipe whose read end is read when the test wants it to be.
+private final class Pipe {
+    let readEnd: Int32
+    let writeEnd: Int32
+    init() throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(pipe(&ends) == 0)
+        readEnd = ends[0]
+        writeEnd = ends[1]
+    }
+    deinit {
+        close(readEnd)
+        close(writeEnd)
+    }
+
+    /// Everything that comes until nothing came for `quietMs`.
+    func readAll(quietMs: Int32 = 300) -> String {
+        var bytes: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 65_536)
+        while true {
+            var ready = pollfd(fd: readEnd, events: Int16(POLLIN), revents: 0)
+            guard poll(&ready, 1, quietMs) == 1 else { break }
+            let count = read(readEnd, &buffer, buffer.count)
+            if count <= 0 { break }
+            bytes += buffer[..<count]
+        }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+}
+
+@Suite struct LineWriterTests {
+    @Test("row 34: a reader that never reads holds up nobody, and what was lost is told")
+    func nobodyReads() throws {
+        let pipe = try Pipe()
+        let writer = LineWriter(descriptor: pipe.writeEnd, limitBytes: 100_000)
+        let line = String(repeating: "x", count: 99)
+        let began = ContinuousClock.now
+        // Ten times what the pipe (64 KiB) and the ring take.
+        for _ in 0..<20_000 { writer.add(line) }
+        writer.flush(timeoutMs: 50)
+        #expect(ContinuousClock.now - began < .seconds(5))
+        let lines = pipe.readAll().split(separator: "\n")
+        writer.add("last")
+        let all = lines + pipe.readAll().split(separator: "\n")
+        let kept = all.count { $0 == line }
+        let lost = all.compactMap { one -> Int? in
+            one.hasPrefix("... ") && one.contains("lost here")
+                ? one.split(separator: " ").dropFirst().first.flatMap { Int($0) } : nil
+        }
+        #expect(kept >= 1000 && kept < 20_000)
+        #expect(kept + lost.reduce(0, +) == 20_000, "each line was written or is counted")
+        #expect(all.last == "last")
+        withExtendedLifetime(pipe) {}
+    }
+
+    @Test("row 34: everything is written before the end, in its order") func inOrder() throws {
+        let pipe = try Pipe()
+        let writer = LineWriter(descriptor: pipe.writeEnd)
+        let reader = Mutex("")
+        let done = startDetachedThread(name: "reader") { [readEnd = pipe.readEnd] in
+            var buffer = [UInt8](repeating: 0, count: 4096)
+            while true {
+                let count = read(readEnd, &buffer, buffer.count)
+                if count <= 0 { return }
+                let text = String(decoding: buffer[..<count], as: UTF8.self)
+                reader.withLock { $0 += text }
+                if text.contains("end\n") { return }
+            }
+        }
+        #expect(done)
+        for number in 0..<5000 { writer.add("\(number)") }
+        writer.add("end")
+        writer.flush(timeoutMs: 20_000)
+        for _ in 0..<2000 where !reader.withLock({ $0.hasSuffix("end\n") }) { usleep(1000) }
+        #expect(reader.withLock { $0 } == (0..<5000).map { "\($0)\n" }.joined() + "end\n")
+    }
+
+    @Test("row 37: without a thread for the log, what its reader takes is written") func withoutAThread() async throws {
+        let pipe = try Pipe()
+        await Threads.refusing("log") {
+            let writer = LineWriter(descriptor: pipe.writeEnd, limitBytes: 200_000)
+            for _ in 0..<2000 { writer.add(String(repeating: "y", count: 99)) }
+            writer.flush(timeoutMs: 50)
+        }
+        let count = pipe.readAll().split(separator: "\n").count
+        #expect(count > 100)
+    }
+}
