@@ -148,6 +148,8 @@ void mg_random(void *data, size_t length) {
 
 void mg_limit_heaps(int count) { mallopt(M_ARENA_MAX, count); }
 
+void mg_trim_heap(void) { malloc_trim(0); }
+
 int mg_lock_exclusively(int fd) {
     int result;
     while ((result = flock(fd, LOCK_EX | LOCK_NB)) < 0 && errno == EINTR) {}

@@ -41,6 +41,9 @@ public final class SystemEnvironment: Environment {
 /// with little, before they start threads.
 package func shareHeaps() { mg_limit_heaps(2) }
 
+/// Gives free memory of the heap back to the system. Takes milliseconds, so not on a loop.
+package func trimHeap() { mg_trim_heap() }
+
 extension Loop {
     /// Returns on this loop after at least `ns` nanoseconds, or when the task is cancelled. Loop only.
     func sleep(ns: UInt64) async {

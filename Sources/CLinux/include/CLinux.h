@@ -63,6 +63,8 @@ int64_t mg_realtime_ms(void);
 void mg_random(void *data, size_t length);
 /// Lets all threads share so many heaps: memory that one has freed is then had by the others. Before threads are started.
 void mg_limit_heaps(int count);
+/// Gives free memory of the heap back to the system. Takes milliseconds.
+void mg_trim_heap(void);
 /// flock(LOCK_EX | LOCK_NB).
 int mg_lock_exclusively(int fd);
 

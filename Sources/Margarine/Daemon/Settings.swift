@@ -81,8 +81,8 @@ public struct Settings: Sendable, Equatable {
     // Budgets, in bytes.
     /// Slices kept in memory for all disks together.
     public var memoryCacheBytes: UInt64 = 512 << 20
-    /// Dirty pages of all disks held in memory; beyond it they are read back from the journal. Shared out among the
-    /// loops, of which there are no more than can have `dirtyBytesPerLoop`.
+    /// Dirty pages of all disks held in memory, and the tables of their layers; beyond it pages are read back from the
+    /// journal. Shared out among the loops, of which there are no more than can have `dirtyBytesPerLoop`.
     public var dirtyMemoryBytes: UInt64 = 512 << 20
     /// What one loop needs: a request of 32 MiB, and some more.
     public static let dirtyBytesPerLoop: UInt64 = 40 << 20

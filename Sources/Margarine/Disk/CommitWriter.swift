@@ -39,12 +39,16 @@ final class CommitWriter: @unchecked Sendable {
     static let freshPages = 64
     /// A delta object is sent once it is this long.
     static let deltaBytes = 8 << 20
+    /// Blocks that are looked at before others on the loop have their turn.
+    static let blocksPerTurn = 256
     /// Segments of one block together; more are folded into a base.
     static let maxDeltaBytes = 4 << 20
 
     private let disk: Disk
     private let layer: Layer
     private let context: DiskContext
+    /// The generation that this commit goes over, whatever becomes current meanwhile; the swap of the head finds out.
+    private let base: Manifest
     private var edit: ManifestEdit
     private var encoder: DeltaEncoder
     /// The entries that the collected segments go over.
@@ -55,49 +59,34 @@ final class CommitWriter: @unchecked Sendable {
         self.disk = disk
         self.layer = layer
         context = disk.context
-        edit = ManifestEdit(disk.manifest)
+        base = disk.commitBase()
+        edit = ManifestEdit(base)
         encoder = DeltaEncoder(id: disk.context.makeID(), location: disk.context.locations.near)
     }
 
     /// Stores everything but the head. Returns the new manifest, and the bytes put into the store.
     func write() async throws -> (Manifest, UInt64) {
-        var touched = layer.touchedSlices
-        let per = UInt64(Geometry.slicesPerBlock)
-        for range in layer.zeroed.ranges {
-            let first = (range.lowerBound + per - 1) / per
-            let last = range.upperBound / per
-            if first < last {
-                edit.removeAll(in: BlockIndex(first)..<BlockIndex(last))
-                touched += range.lowerBound..<first * per
-                touched += last * per..<range.upperBound
-            } else {
-                touched += range
-            }
-        }
-        touched.sort()
+        try await removeZeroed()
         try await withThrowingTaskGroup(of: Void.self) { group in
             var running = 0
-            var i = 0
-            while i < touched.count {
-                let block = BlockIndex(touched[i] / per)
-                var numbers: [UInt64] = []
-                while i < touched.count, touched[i] / per == block.value {
-                    if numbers.last != touched[i] { numbers.append(touched[i]) }
-                    i += 1
-                }
-                let isCleared = layer.zeroed.covers(block.value * per..<(block.value + 1) * per)
-                let existing = isCleared ? nil : try await disk.manifest.find(block)
-                guard let change = change(of: block, existing, numbers) else { continue }
-                if shouldFold(change) {
-                    if running == context.settings.uploadParallelism {
-                        try await group.next()
-                        running -= 1
+            var seen = 0
+            var next = layer.nextBlock(atOrAfter: 0)
+            while let block = next.map({ BlockIndex($0) }) {
+                seen += 1
+                if seen % CommitWriter.blocksPerTurn == 0 { await Task.yield() }
+                if let change = try await change(of: block) {
+                    if shouldFold(change) {
+                        if running == context.settings.uploadParallelism {
+                            try await group.next()
+                            running -= 1
+                        }
+                        running += 1
+                        group.addTask(executorPreference: context.loop) { [self] in try await writeBase(change) }
+                    } else {
+                        try await addDelta(change)
                     }
-                    running += 1
-                    group.addTask(executorPreference: context.loop) { [self] in try await writeBase(change) }
-                } else {
-                    try await addDelta(change)
                 }
+                next = layer.nextBlock(atOrAfter: block.value + 1)
             }
             try await group.waitForAll()
         }
@@ -107,15 +96,33 @@ final class CommitWriter: @unchecked Sendable {
         return (manifest, newBytes + manifest.bytesWritten)
     }
 
+    /// Blocks that are zeroes throughout have no entry any more, but for what was written over them later.
+    private func removeZeroed() async throws {
+        let per = UInt64(Geometry.slicesPerBlock)
+        var from: UInt64 = 0
+        var seen = 0
+        while let range = layer.zeroed.range(after: from) {
+            seen += 1
+            if seen % CommitWriter.blocksPerTurn == 0 { await Task.yield() }
+            let first = (range.lowerBound + per - 1) / per
+            let last = range.upperBound / per
+            if first < last { edit.removeAll(in: BlockIndex(first)..<BlockIndex(last)) }
+            from = range.upperBound
+        }
+    }
+
     /// What the layer does to a block, without what changes nothing. nil: nothing at all.
-    private func change(of block: BlockIndex, _ existing: BlockEntry?, _ numbers: [UInt64]) -> BlockChange? {
+    private func change(of block: BlockIndex) async throws -> BlockChange? {
+        let per = UInt64(Geometry.slicesPerBlock)
+        let numbers = block.value * per..<(block.value + 1) * per
+        let existing = layer.zeroed.covers(numbers) ? nil : try await base.find(block)
+        let keepsZeroes = context.settings.fault != .zeroesNotCommitted
         var slices: [SliceChange] = []
-        for number in numbers {
-            let slice = SliceIndex(Int(number % UInt64(Geometry.slicesPerBlock)))
-            var masks = layer.masks(of: number)
-            if existing?.key(slice) == nil || context.settings.fault == .zeroesNotCommitted { masks.zero = .none }
-            if masks.touched.isEmpty { continue }
-            slices.append(SliceChange(slice: slice, data: masks.data, zero: masks.zero))
+        layer.forEachTouched(in: numbers) { number, masks in
+            let slice = SliceIndex(Int(number % per))
+            let zero = existing?.key(slice) != nil && keepsZeroes ? masks.zero : .none
+            if (masks.data | zero).isEmpty { return }
+            slices.append(SliceChange(slice: slice, data: masks.data, zero: zero))
         }
         return slices.isEmpty ? nil : BlockChange(block: block, existing: existing, slices: slices)
     }

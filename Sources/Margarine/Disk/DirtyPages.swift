@@ -34,32 +34,75 @@ package final class DirtyPages {
     }
 
     let arena: FrameArena
-    private var slots: UnsafeMutablePointer<Slot>
-    private var capacity = 0
-    private var used = 0
-    private var freeHead = UInt32.max
+    /// Slots come in segments, which are given back once none of their slots is used.
+    private struct Segment {
+        /// nil: given back.
+        var slots: UnsafeMutablePointer<Slot>?
+        /// The first free slot that was used before; the next one is named in its `location`.
+        var freeHead = UInt32.max
+        /// Slots that were ever used since it was allocated.
+        var touched = 0
+        var used = 0
+        /// In `available`.
+        var isListed = false
+    }
+    private static let segmentBits = 9
+    private static let segmentSlots = 1 << segmentBits
+    /// With its share of the three arrays.
+    private static let segmentBytes = heapBytes(segmentSlots * MemoryLayout<Slot>.stride) + 64
+    private var segments: UnsafeMutablePointer<Segment>
+    private var segmentCount = 0
+    private var segmentCapacity = 0
+    /// Segments with free slots, the one to use last; among them such as were filled or given back since.
+    private var available: [Int] = []
+    /// Segments that were given back.
+    private var vacant: [Int] = []
     /// Slots that layers hold.
     private(set) var count = 0
 
+    /// What is held in memory for this disk besides the frames: slots, and the tables of its layers.
+    private(set) var overheadBytes = 0
+    /// Where the arena keeps it among those that hold anything; -1: not there.
+    var holderIndex = -1
+    /// The arena has no room for more of it, and this disk holds a good part: it is to commit.
+    var giveRoom: () -> Void = {}
+
     init(arena: FrameArena) {
         self.arena = arena
-        slots = .allocate(capacity: 0)
+        segments = .allocate(capacity: 0)
     }
 
     deinit {
-        for i in 0..<used where slots[i].frame != .none { arena.give(slots[i].frame) }
-        slots.deallocate()
+        for number in 0..<segmentCount {
+            guard let slots = segments[number].slots else { continue }
+            for i in 0..<segments[number].touched where slots[i].frame != .none { arena.give(slots[i].frame) }
+            slots.deallocate()
+        }
+        segments.deallocate()
+        arena.charge(-overheadBytes, to: self, holding: 0)
+    }
+
+    @inline(__always)
+    private func place(_ slot: UInt32) -> UnsafeMutablePointer<Slot> {
+        segments[Int(slot) >> DirtyPages.segmentBits].slots.unsafelyUnwrapped
+            + Int(slot) & (DirtyPages.segmentSlots - 1)
     }
 
     subscript(slot: UInt32) -> Slot {
-        @inline(__always) get { slots[Int(slot)] }
-        @inline(__always) _modify { yield &slots[Int(slot)] }
+        @inline(__always) get { place(slot).pointee }
+        @inline(__always) _modify { yield &place(slot).pointee }
+    }
+
+    /// `bytes` more (or less) are held for this disk's layers.
+    func charge(_ bytes: Int) {
+        overheadBytes += bytes
+        arena.charge(bytes, to: self, holding: overheadBytes)
     }
 
     /// A new slot with a frame, unjournaled. The arena's `ensure` said there is one.
     func make() -> UInt32 {
         let slot = nextSlot()
-        slots[Int(slot)] = Slot(
+        place(slot).pointee = Slot(
             frame: arena.take(for: slot, of: self), location: JournalLocation(segment: 0, offset: 0), sum: 0,
             state: .unjournaled)
         count += 1
@@ -69,7 +112,7 @@ package final class DirtyPages {
     /// A slot for a page found in the journal at start; no frame.
     func recover(at location: JournalLocation, sum: UInt32) -> UInt32 {
         let slot = nextSlot()
-        slots[Int(slot)] = Slot(frame: .none, location: location, sum: sum, state: [])
+        place(slot).pointee = Slot(frame: .none, location: location, sum: sum, state: [])
         count += 1
         return slot
     }
@@ -77,15 +120,15 @@ package final class DirtyPages {
     /// The page's bytes, if in memory.
     @inline(__always)
     func bytes(_ slot: UInt32) -> UnsafeMutableRawPointer? {
-        let s = slots[Int(slot)]
-        return s.frame == .none ? nil : arena.pointer(s.frame)
+        let frame = place(slot).pointee.frame
+        return frame == .none ? nil : arena.pointer(frame)
     }
 
     /// A layer no longer holds the slot.
     func free(_ slot: UInt32) {
         count -= 1
-        if slots[Int(slot)].state.contains(.unjournaled) {
-            slots[Int(slot)].state.insert(.dead)
+        if place(slot).pointee.state.contains(.unjournaled) {
+            place(slot).pointee.state.insert(.dead)
         } else {
             recycle(slot)
         }
@@ -93,14 +136,14 @@ package final class DirtyPages {
 
     /// The append of the slot's page is complete.
     func journaled(_ slot: UInt32) {
-        slots[Int(slot)].state.subtract([.unjournaled, .inFlight])
-        if slots[Int(slot)].state.contains(.dead) { recycle(slot) }
+        place(slot).pointee.state.subtract([.unjournaled, .inFlight])
+        if place(slot).pointee.state.contains(.dead) { recycle(slot) }
     }
 
     /// Called by the arena: lets go of the frame if the journal has the page.
     func forget(_ slot: UInt32) -> Bool {
-        guard slots[Int(slot)].state.isEmpty else { return false }
-        slots[Int(slot)].frame = .none
+        guard place(slot).pointee.state.isEmpty else { return false }
+        place(slot).pointee.frame = .none
         return true
     }
 
@@ -111,28 +154,76 @@ package final class DirtyPages {
     }
 
     private func recycle(_ slot: UInt32) {
-        let s = slots[Int(slot)]
-        if s.frame != .none { arena.give(s.frame) }
-        slots[Int(slot)] = Slot(
-            frame: .none, location: JournalLocation(segment: freeHead, offset: 0), sum: 0, state: .free)
-        freeHead = slot
+        let place = place(slot)
+        if place.pointee.frame != .none { arena.give(place.pointee.frame) }
+        let number = Int(slot) >> DirtyPages.segmentBits
+        place.pointee = Slot(
+            frame: .none, location: JournalLocation(segment: segments[number].freeHead, offset: 0), sum: 0,
+            state: .free)
+        segments[number].freeHead = slot
+        segments[number].used -= 1
+        if segments[number].used == 0 { return giveBack(number) }
+        if !segments[number].isListed {
+            segments[number].isListed = true
+            available.append(number)
+        }
+    }
+
+    /// None of its slots is used.
+    private func giveBack(_ number: Int) {
+        segments[number].slots!.deallocate()
+        if vacant.count == segmentCount - 1 {
+            // The last one.
+            segmentCount = 0
+            resizeSegments(0)
+            available = []
+            vacant = []
+        } else {
+            // Where it is listed it is skipped.
+            segments[number] = Segment(slots: nil, isListed: segments[number].isListed)
+            vacant.append(number)
+        }
+        charge(-DirtyPages.segmentBytes)
+    }
+
+    private func resizeSegments(_ capacity: Int) {
+        let old = segments
+        segments = .allocate(capacity: capacity)
+        segments.update(from: old, count: segmentCount)
+        segmentCapacity = capacity
+        old.deallocate()
     }
 
     private func nextSlot() -> UInt32 {
-        if freeHead != .max {
-            let slot = freeHead
-            freeHead = slots[Int(slot)].location.segment
+        let number = segmentWithRoom()
+        let segment = segments + number
+        segment.pointee.used += 1
+        let slot = segment.pointee.freeHead
+        if slot != .max {
+            segment.pointee.freeHead = place(slot).pointee.location.segment
             return slot
         }
-        if used == capacity {
-            let larger = max(64, capacity * 2)
-            let moved = UnsafeMutablePointer<Slot>.allocate(capacity: larger)
-            moved.moveInitialize(from: slots, count: used)
-            slots.deallocate()
-            slots = moved
-            capacity = larger
+        segment.pointee.touched += 1
+        return UInt32(number << DirtyPages.segmentBits + segment.pointee.touched - 1)
+    }
+
+    private func segmentWithRoom() -> Int {
+        while let number = available.last {
+            if segments[number].slots != nil, segments[number].used < DirtyPages.segmentSlots { return number }
+            segments[number].isListed = false
+            available.removeLast()
         }
-        used += 1
-        return UInt32(used - 1)
+        let number: Int
+        if let vacant = vacant.popLast() {
+            number = vacant
+        } else {
+            number = segmentCount
+            if segmentCount == segmentCapacity { resizeSegments(max(4, segmentCapacity * 2)) }
+            segmentCount += 1
+        }
+        segments[number] = Segment(slots: .allocate(capacity: DirtyPages.segmentSlots), isListed: true)
+        available.append(number)
+        charge(DirtyPages.segmentBytes)
+        return number
     }
 }

@@ -42,14 +42,10 @@ extension Disk {
         var hasFailed = false
         while lost == nil {
             if committing == nil {
-                committing = waiting
-                waiting = nil
-            } else if hasFailed, let next = waiting {
+                view.beginCommit()
+            } else if hasFailed {
                 // A newer safe point supersedes what the last try tried.
-                let kind = next.kind
-                committing!.merge(next)
-                committing!.kind = kind
-                waiting = nil
+                view.widenCommit()
             }
             do {
                 if let layer = committing {
@@ -88,8 +84,7 @@ extension Disk {
     /// Makes `layer` the next generation.
     private func commit(_ layer: Layer) async throws {
         if context.settings.fault == .commitPastSafePoint, !active.isEmpty {
-            layer.merge(active)
-            active = Layer(pages: pages)
+            view.commitActiveToo(next: Layer(pages: pages))
         }
         if context.settings.fault == .journalFreedEarly { journal.release(upTo: layer.lastSequence) }
         let limit = CommitLimit(
@@ -111,10 +106,8 @@ extension Disk {
         try await swapHead(.advance(record), within: limit)
         guard lost == nil else { return }
         precondition(head.generation == record.generation)
-        // One step, between two turns of the loop: whoever reads finds either the layer or the generation with it.
-        manifest = written.sizeBytes == head.sizeBytes ? written : head.manifest(cache: context.manifests)
-        committing = nil
-        layer.drop()
+        let current = written.sizeBytes == head.sizeBytes ? written : head.manifest(cache: context.manifests)
+        if let committed = view.endCommit(current) { discard(committed) }
         journal.release(upTo: head.journalSequence)
         commits += 1
         log.debug("disk \(name): generation \(head.generation) committed, \(newBytes) bytes stored")

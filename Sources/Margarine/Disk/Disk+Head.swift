@@ -117,7 +117,7 @@ extension Disk {
             startCommit()
         }
         if grew { log.notice("disk \(name): its size is \(found.sizeBytes) bytes now") }
-        if grew || moved { manifest = found.manifest(cache: context.manifests) }
+        if grew || moved { view.adopt(found.manifest(cache: context.manifests)) }
         return true
     }
 

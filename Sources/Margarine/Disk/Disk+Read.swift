@@ -11,22 +11,33 @@ internal import Runtime
 enum Missing {
     case nothing
     case manifest(BlockIndex)
-    case slice(BlockEntry, SliceIndex)
+    /// Of it these pages.
+    case slice(BlockEntry, SliceIndex, pages: Range<Int>)
     /// A dirty page that is in the journal only.
     case page(UInt32)
 }
 
 /// What was brought near for one request and may leave the caches again before it is used: dirty pages read back from the
-/// journal, and slices. A journal location, and a slice's key, names the same bytes for ever.
+/// journal, and the page at an end of a write. A journal location, and a slice's key, names the same bytes for ever.
 struct JournalPages {
+    private struct StoredPage: Hashable {
+        var key: SliceKey
+        var page: Int
+    }
     private var pages: [JournalLocation: [UInt8]] = [:]
-    private var slices: [SliceKey: [UInt8]] = [:]
+    private var stored: [StoredPage: [UInt8]] = [:]
+    /// Bytes `from`… of a slice, if they lie in a page that is here.
     func copy(_ key: SliceKey?, from: Int, count: Int, into: UnsafeMutableRawPointer) -> Bool {
-        guard let key, let slice = slices[key] else { return false }
-        slice.withUnsafeBytes { into.copyMemory(from: $0.baseAddress! + from, byteCount: count) }
+        let start = from / Geometry.pageBytes
+        guard let key, let page = stored[StoredPage(key: key, page: start)],
+            from + count <= (start + 1) * Geometry.pageBytes
+        else { return false }
+        page.withUnsafeBytes {
+            into.copyMemory(from: $0.baseAddress! + from % Geometry.pageBytes, byteCount: count)
+        }
         return true
     }
-    mutating func add(_ key: SliceKey, _ bytes: [UInt8]) { slices[key] = bytes }
+    mutating func add(_ key: SliceKey, page: Int, _ bytes: [UInt8]) { stored[StoredPage(key: key, page: page)] = bytes }
     func copy(_ location: JournalLocation, from: Int, count: Int, into: UnsafeMutableRawPointer) -> Bool {
         guard let page = pages[location] else { return false }
         page.withUnsafeBytes { into.copyMemory(from: $0.baseAddress! + from, byteCount: count) }
@@ -60,7 +71,7 @@ extension Disk {
 
     func submitRead(_ request: DeviceRequest) {
         misses += 1
-        let ticket = ReadTicket(request)
+        let ticket = RequestTicket(request)
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
@@ -69,7 +80,7 @@ extension Disk {
             storeErrors += 1
             finish(ticket.request, .io)
         }
-        context.spawn { [self] in
+        coldReads.enter(ticket) { [self] in
             let runs = Disk.runs(ticket.request.offset, Int(ticket.request.lengthBytes), ticket.request.buffer!)
             let error = await fill(runs, ticket)
             if ticket.close() { finish(ticket.request, error) }
@@ -89,7 +100,7 @@ extension Disk {
     }
 
     /// Fills all runs, cold ones side by side. Without a ticket: until it succeeds or fails.
-    func fill(_ runs: [Run], _ ticket: ReadTicket?) async -> DeviceError? {
+    func fill(_ runs: [Run], _ ticket: RequestTicket?) async -> DeviceError? {
         var cold: [Run] = []
         for run in runs { if case .nothing = compose(run, nil) {} else { cold.append(run) } }
         if cold.isEmpty { return nil }
@@ -113,7 +124,7 @@ extension Disk {
     }
 
     /// Puts one run together, bringing near what is missing until it succeeds or fails, or nobody wants it any more.
-    private func fill(_ run: Run, _ ticket: ReadTicket?) async -> DeviceError? {
+    private func fill(_ run: Run, _ ticket: RequestTicket?) async -> DeviceError? {
         var journaled: JournalPages?
         var missing = Missing.nothing
         var isFirst = true
@@ -126,8 +137,8 @@ extension Disk {
             do {
                 switch missing {
                 case .nothing: return nil
-                case .manifest(let block): try await manifest.load(block)
-                case .slice(let entry, let slice):
+                case .manifest(let block): try await load(.entry(block))
+                case .slice(let entry, let slice, _):
                     let present = journaled
                     let left = try await context.withSlice(entry, slice) { _ in
                         ticket?.isWanted == false || lost != nil ? nil : compose(run, present)
@@ -158,6 +169,8 @@ extension Disk {
         let number = run.offset / UInt64(Geometry.sliceBytes)
         let start = Int(run.offset % UInt64(Geometry.sliceBytes))
         let pages = start / Geometry.pageBytes..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes
+        let active = view.active
+        let (waiting, committing) = (view.waiting, view.committing)
         let a = active.isEmpty ? PageMask.none : active.masks(of: number).touched
         let w = waiting?.masks(of: number).touched ?? .none
         var c = committing?.masks(of: number).touched ?? .none
@@ -167,14 +180,14 @@ extension Disk {
         if !(wanted & ~touched).isEmpty {
             let block = BlockIndex(number / UInt64(Geometry.slicesPerBlock))
             let slice = SliceIndex(Int(number % UInt64(Geometry.slicesPerBlock)))
-            switch manifest.entry(block) {
+            switch view.entry(block) {
             case .notLoaded: return .manifest(block)
             case .entry(nil): memset(run.target, 0, run.count)
             case .entry(let entry?):
                 if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target),
                     journaled?.copy(entry.key(slice), from: start, count: run.count, into: run.target) != true
                 {
-                    return .slice(entry, slice)
+                    return .slice(entry, slice, pages: pages)
                 }
             }
         }
@@ -216,8 +229,7 @@ extension Disk {
         let range = start / Geometry.pageBytes..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes
         var slots: [UInt32] = []
         for page in range {
-            for layer in [active, waiting, committing] {
-                guard let layer else { continue }
+            for layer in view.layers {
                 if case .untouched = layer.page(page, of: number) { continue }
                 if case .data(let slot) = layer.page(page, of: number), pages.bytes(slot) == nil { slots.append(slot) }
                 break

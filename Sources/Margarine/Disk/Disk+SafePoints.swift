@@ -23,23 +23,15 @@ extension Disk {
         if active.isEmpty, !frees { return }
         safePoints += 1
         let isTorn = context.settings.fault == .superBlockOvertakes && (kind == .btrfsFull || kind == .btrfsLog)
-        let frozen = isTorn ? superBlockAlone() : active
+        let torn = isTorn ? superBlockAlone() : nil
         let sequence = journal.mark(.safePoint, kind.journalNumber)
         journal.rotateIfFilling()
-        if let waiting {
-            if context.settings.fault == .layersMergedWrongly {
-                frozen.merge(waiting)
-                self.waiting = frozen
-            } else {
-                waiting.merge(frozen)
-            }
-        } else {
-            waiting = frozen
-            frozen.frozenAtNs = nowNs
-        }
-        waiting!.lastSequence = sequence
-        waiting!.kind = kind
-        if !isTorn { active = Layer(pages: pages) }
+        let isFirst = waiting == nil
+        let frozen = view.freeze(
+            next: Layer(pages: pages), torn: torn, newerLoses: context.settings.fault == .layersMergedWrongly)
+        if isFirst { frozen.frozenAtNs = nowNs }
+        frozen.lastSequence = sequence
+        frozen.kind = kind
         active.lastSequence = sequence
         if kind == .btrfsFull { commitFullTransaction() }
         scheduleCommit()
@@ -53,8 +45,7 @@ extension Disk {
             nowNs >= lastFullNs + UInt64(context.settings.commitIntervalMs) * 1_000_000
         else { return }
         lastFullNs = nowNs
-        committing = waiting
-        waiting = nil
+        view.beginCommit()
         startCommit()
     }
 

@@ -143,14 +143,14 @@ extension Disk {
 
     private func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
-            $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled
+            $0.client === client && $0.kind.changesData && !$0.isCancelled
         }
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
         guard let place = clients.firstIndex(where: { $0 === client }) else { return }
         clients.remove(at: place)
-        for request in pendingRequests.values where request.client === client { request.isCancelled = true }
+        cancelRequests(of: client)
         if clean { session?.cleanSequence = journal.lastSequence }
         if lost != nil { return }
         if !isLive { return connectionsGone(clean: clean) }
@@ -201,7 +201,7 @@ extension Disk {
             forget(gone)
             session = nil
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
-            if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
+            if context.settings.fault != .rollBackSkipped { discard(view.rollBack(to: Layer(pages: pages))) }
             active.lastSequence = journal.lastSequence
             needsSuperBlockLook = true
             if let gone { unjournaledLosses.insert(gone) }
@@ -285,7 +285,7 @@ extension Disk {
         isDraining = true
         for client in clients {
             clients.removeAll { $0 === client }
-            for request in pendingRequests.values where request.client === client { request.isCancelled = true }
+            cancelRequests(of: client)
             client.disconnect(reason: "the server is shutting down")
         }
         await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in

@@ -42,47 +42,59 @@ extension Disk {
         if case .done = apply(request.offset, Int(request.lengthBytes), request.buffer!, nil) {
             return acknowledge(request)
         }
-        retry(request) { [self] journaled in
-            apply(request.offset, Int(request.lengthBytes), request.buffer!, journaled)
-        }
+        let (offset, length, buffer) = (request.offset, Int(request.lengthBytes), request.buffer!)
+        retry(request) { [self] journaled in apply(offset, length, buffer, journaled) }
     }
 
     func submitZero(_ request: DeviceRequest) {
         if let refusal { return finish(request, refusal) }
-        // Trimming is advice: only whole pages. Zeroing is not: its ends are merged like writes.
-        if case .done = applyZero(request, nil) { return acknowledge(request) }
-        retry(request) { [self] journaled in applyZero(request, journaled) }
+        let what = Zeroing(
+            offset: request.offset, lengthBytes: request.lengthBytes, isExact: request.kind == .writeZeroes)
+        if case .done = applyZero(what, nil) { return acknowledge(request) }
+        retry(request) { [self] journaled in applyZero(what, journaled) }
+    }
+
+    /// A range to be zeroed.
+    private struct Zeroing {
+        var offset: UInt64
+        var lengthBytes: UInt64
+        /// Trimming is advice: only whole pages. Zeroing is not: its ends are merged like writes.
+        var isExact: Bool
     }
 
     /// Tries again and again: brings near what is missing, waits for room. A request of a dead session stops here: it is
     /// looked at again right before each try, and nothing suspends between the look and the effect.
     private func retry(_ request: DeviceRequest, _ attempt: @escaping (JournalPages?) -> Applied) {
-        nonisolated(unsafe) let request = request  // stays on this loop
-        nonisolated(unsafe) let attempt = attempt
-        context.spawn { [self] in
+        let ticket = RequestTicket(request)
+        nonisolated(unsafe) let attempt = attempt  // stays on this loop
+        waitingWrites.enter(ticket) { [self] in
             var journaled: JournalPages?
             while true {
-                if let refusal { return finish(request, refusal) }
-                if isDead(request) { return finish(request, .shutdown) }
+                if let refusal { return give(up: ticket, refusal) }
+                if isDead(ticket) { return give(up: ticket, .shutdown) }
                 switch attempt(journaled) {
-                case .done: return acknowledge(request)
-                case .full: await waitForRoom(pages: Disk.pageCount(request.offset, request.lengthBytes))
+                case .done: return taken(ticket)
+                case .full:
+                    let (offset, length) = (ticket.request.offset, ticket.request.lengthBytes)
+                    await waitForRoom(pages: Disk.pageCount(offset, length))
                 case .needs(let missing):
                     do {
                         // Tried while what was loaded can't leave the cache.
                         let done = try await bring(missing, into: &journaled) { journaled in
-                            if refusal != nil || isDead(request) { return false }
+                            if refusal != nil || isDead(ticket) { return false }
                             if case .done = attempt(journaled) { return true }
                             return false
                         }
-                        if done { return acknowledge(request) }
+                        if done { return taken(ticket) }
                     } catch let error as StoreError where error.kind == .unavailable || error.kind == .unclear {
                         // A write waits for the store: failing it would lose what the file system believes written.
                         await context.environment.sleep(ns: 200_000_000)
                     } catch {
+                        guard ticket.isOpen else { return }
                         context.problem(
-                            "disk \(name): a write at \(request.offset) needs bytes that can't be read: \(error)")
-                        return finish(request, .io)
+                            "disk \(name): a write at \(ticket.request.offset) needs bytes that can't be read: \(error)"
+                        )
+                        return give(up: ticket, .io)
                     }
                 }
             }
@@ -90,8 +102,17 @@ extension Disk {
     }
 
     /// Its connection has left: it must not take effect any more.
-    private func isDead(_ request: DeviceRequest) -> Bool {
-        request.isCancelled && context.settings.fault != .deadWriteLands
+    private func isDead(_ ticket: RequestTicket) -> Bool {
+        !ticket.isOpen || (ticket.request.isCancelled && context.settings.fault != .deadWriteLands)
+    }
+
+    private func give(up ticket: RequestTicket, _ error: DeviceError) {
+        if ticket.close() { finish(ticket.request, error) }
+    }
+
+    /// It has taken effect: who leaves from now on changes nothing.
+    private func taken(_ ticket: RequestTicket) {
+        if ticket.close() { acknowledge(ticket.request) }
     }
 
     /// Brings near what a merge lacked, and tries it while that can't go away.
@@ -100,16 +121,18 @@ extension Disk {
     ) async throws -> Bool {
         switch missing {
         case .nothing: break
-        case .manifest(let block): try await manifest.load(block)
-        case .slice(let entry, let slice):
+        case .manifest(let block): try await load(.entry(block))
+        case .slice(let entry, let slice, let pages):
             let present = journaled
             // A write that ends in two slices needs both at once, and a small cache may never hold both.
             let kept: [UInt8]? = try await context.withSlice(entry, slice) {
-                attempt(present) ? nil : Array(UnsafeRawBufferPointer(start: $0, count: Geometry.sliceBytes))
+                if attempt(present) { return nil }
+                let page = $0 + pages.lowerBound * Geometry.pageBytes
+                return Array(UnsafeRawBufferPointer(start: page, count: Geometry.pageBytes))
             }
             guard let kept else { return true }
             var have = journaled ?? JournalPages()
-            have.add(entry.key(slice)!, kept)
+            have.add(entry.key(slice)!, page: pages.lowerBound, kept)
             journaled = have
         case .page(let slot):
             var have = journaled ?? JournalPages()
@@ -170,6 +193,7 @@ extension Disk {
             }
         }
 
+        let active = view.active
         slotRun.removeAll(keepingCapacity: true)
         var runStart = first
         var number = first / UInt64(Geometry.pagesPerSlice)
@@ -215,18 +239,18 @@ extension Disk {
         slotRun.removeAll(keepingCapacity: true)
     }
 
-    private func applyZero(_ request: DeviceRequest, _ journaled: JournalPages?) -> Applied {
+    private func applyZero(_ what: Zeroing, _ journaled: JournalPages?) -> Applied {
         let size = UInt64(Geometry.pageBytes)
-        let end = request.offset + request.lengthBytes
-        let first = (request.offset + size - 1) / size
+        let end = what.offset + what.lengthBytes
+        let first = (what.offset + size - 1) / size
         // The last page of a disk whose size is no multiple of a page counts as whole.
         let last = end == sizeBytes ? (end + size - 1) / size : end / size
         if !hasRoom(pages: 2) { return .full }
-        if request.kind == .writeZeroes {
+        if what.isExact {
             let zeroes = zeroPage
             let headEnd = min(end, first * size)
-            if request.offset < headEnd {
-                let applied = apply(request.offset, Int(headEnd - request.offset), zeroes, journaled)
+            if what.offset < headEnd {
+                let applied = apply(what.offset, Int(headEnd - what.offset), zeroes, journaled)
                 guard case .done = applied else { return applied }
             }
             if last * size < end, last >= first {

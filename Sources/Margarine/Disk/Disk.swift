@@ -2,8 +2,9 @@
 // and what keeps it together; each aspect (reading, writing, safe points, sessions, committing) has a file beside it.
 //
 // Always holds:
-// - a page's newest bytes are in `active`, else `waiting`, else `committing`, else in `manifest`'s generation;
+// - a page's newest bytes are in the view's `active` layer, else `waiting`, else `committing`, else in its generation;
 // - at most these three layers exist; frozen ones never change but by merging the next into `waiting`;
+// - whatever looks at them looks through `view`, within one synchronous step;
 // - nothing is acknowledged before its journal record is appended;
 // - once `lost` is set, no request is answered with data and nothing is written to the store.
 
@@ -24,14 +25,17 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     // What the store says, as this server last wrote it.
     var head: Head
     var headTag: ETag
-    var manifest: Manifest
+    /// The committed generation and the layers over it.
+    var view: DiskView
 
     /// The slots of the write that is being applied.
     var slotRun: [UInt32] = []
 
-    var active: Layer
-    var waiting: Layer?
-    var committing: Layer?
+    // Requests that wait for bytes (RequestLine), block status, and prefetches.
+    let coldReads: RequestLine
+    let waitingWrites: RequestLine
+    private(set) lazy var statuses = StatusQueue(self)
+    private(set) lazy var prefetches = Prefetches(self)
 
     // Safe points (Disk+SafePoints).
     /// Whether a valid btrfs super block stands at 64 KiB now.
@@ -53,6 +57,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// the session lost and its writes still there.
     var unjournaledLosses: Set<String> = []
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
+    /// Numbers requests.
+    private var submitted: UInt64 = 0
 
     // Committing (Disk+Commit).
     var isCommitting = false
@@ -98,17 +104,22 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         self.name = name
         self.head = head
         self.headTag = headTag
-        self.manifest = manifest
         self.serverID = serverID
         self.heads = heads
         self.context = context
         self.pages = pages
         self.journal = journal
-        active = replayed?.active ?? Layer(pages: pages)
-        waiting = replayed?.waiting
+        view = DiskView(
+            manifest: manifest, active: replayed?.active ?? Layer(pages: pages), waiting: replayed?.waiting)
+        coldReads = RequestLine(limit: RequestLine.reads, context)
+        waitingWrites = RequestLine(limit: RequestLine.writes, context)
         if let replayed, let waiting {
             waiting.kind = replayed.waitingKind
             waiting.frozenAtNs = context.environment.nowNs
+        }
+        pages.giveRoom = { [weak self] in
+            guard let self, lost == nil else { return }
+            commitAnyway()
         }
         lostSessions = head.lostSessions
         if head.commitWanted != nil { noteWanted() }
@@ -119,8 +130,10 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     package var isReadOnly: Bool { false }
     var log: Logger { context.log }
     var nowNs: UInt64 { context.environment.nowNs }
-    /// The layers that may hold a page, newest first.
-    var dirtyBytes: Int { active.dataBytes + (waiting?.dataBytes ?? 0) + (committing?.dataBytes ?? 0) }
+    /// What waits to be committed, and what is held in memory to know of it.
+    var dirtyBytes: Int {
+        view.layers.reduce(0) { $0 + $1.dataBytes } + pages.overheadBytes + journal.queuedBytes
+    }
     /// Nothing is dirty and nothing is under way.
     var isClean: Bool {
         active.isEmpty && waiting == nil && committing == nil && !isCommitting && pendingRequests.isEmpty
@@ -130,6 +143,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     package func submit(_ request: DeviceRequest) {
         pendingRequests[ObjectIdentifier(request)] = request
+        submitted += 1
+        request.deviceState = submitted
         if lost != nil { return finish(request, .shutdown) }
         switch request.kind {
         case .read: submitRead(request)
@@ -144,6 +159,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// Ends a request. The client hears of it after the current call has returned.
     func finish(_ request: DeviceRequest, _ error: DeviceError?) {
         pendingRequests[ObjectIdentifier(request)] = nil
+        request.deviceObject = nil
         request.error = error
         finished.append(request)
         if finished.count == 1 { context.loop.post { [self] in deliverFinished() } }
@@ -190,7 +206,13 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if journal.heldBytes + bytes > context.settings.journalLimitBytes { return false }
         if !context.journals.hasRoom(bytes) { return false }
         if isJournalFilling, waiting == nil, committing == nil { return false }
+        if isCrowded { return false }
         return context.arena.ensure(count)
+    }
+
+    /// Layers and queues of the loop's disks have used up their part of the dirty memory.
+    private var isCrowded: Bool {
+        context.arena.isCrowded(journal.queuedBytes) && context.settings.fault != .memoryNotBounded
     }
 
     /// So full that something must be committed, whether a safe point comes or not.
@@ -203,6 +225,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     /// Waits until trying again makes sense.
     func waitForRoom(pages count: Int) async {
         if isJournalFilling { commitAnyway() }
+        if isCrowded { context.arena.askForRoom() }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
         if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
         if journal.heldBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
@@ -238,7 +261,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         log.error("disk \(name): \(reason); it is no longer served here")
         windowTimer?.cancel()
         commitTimer?.cancel()
-        for request in Array(pendingRequests.values) { request.isCancelled = true }
+        cancelRequests(of: nil)
         for client in clients { client.disconnect(reason: reason) }
         let waiters = commitWaiters
         commitWaiters = []

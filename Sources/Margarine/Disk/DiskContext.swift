@@ -39,6 +39,9 @@ package final class DiskContext: @unchecked Sendable {
     package let journals: JournalBudget
     package let log: Logger
     package var settings: DiskSettings
+    /// Much was freed since memory was last given back.
+    var heapHasShrunk = false
+    private var willGiveBack = false
     /// What is known of the store's grace period: how long a commit may take.
     let grace: GraceGauge
 
@@ -67,6 +70,20 @@ package final class DiskContext: @unchecked Sendable {
     @discardableResult
     func after(ns: UInt64, _ work: @escaping @Sendable () -> Void) -> LoopTimer { loop.after(ns: ns, work) }
 
+    /// Gives memory that is not used any more back to the system, once there was time to use it again.
+    func giveBackLater() {
+        if willGiveBack { return }
+        willGiveBack = true
+        after(ns: 5_000_000_000) { [self] in
+            willGiveBack = false
+            arena.trim()
+            if heapHasShrunk {
+                heapHasShrunk = false
+                spawn { [environment] in await environment.offload { trimHeap() } }
+            }
+        }
+    }
+
     /// Tells the operator of something that needs a look.
     func problem(_ text: String) { log.error("\(text)") }
 
@@ -79,25 +96,6 @@ package final class DiskContext: @unchecked Sendable {
     }
 
     func makeID() -> ObjectID { ObjectID(high: environment.randomBits(), low: environment.randomBits()) }
-}
-
-/// One read that may be answered (or given up) before its last load ends. Its buffer is touched only while it is open.
-final class ReadTicket: @unchecked Sendable {  // owned by the disk's loop
-    let request: DeviceRequest
-    private(set) var isOpen = true
-    var timer: LoopTimer?
-    init(_ request: DeviceRequest) { self.request = request }
-
-    /// Whether bytes are still wanted.
-    var isWanted: Bool { isOpen && !request.isCancelled }
-
-    /// true for the first to end it.
-    func close() -> Bool {
-        defer { isOpen = false }
-        timer?.cancel()
-        timer = nil
-        return isOpen
-    }
 }
 
 extension ScratchFile {

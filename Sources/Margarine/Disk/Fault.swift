@@ -42,6 +42,11 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// View: block status looks at a generation of before an await, and at the layers of after it.
+    case statusReadsTwice
+    /// Memory: what is held for clients has no bound. Layers are not held against the dirty memory, requests do not stand in
+    /// line, and what a client asked for does not end with it.
+    case memoryNotBounded
 }
 
 #if MARGARINE_FAULTS

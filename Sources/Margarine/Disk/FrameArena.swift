@@ -1,6 +1,12 @@
 // Memory for dirty pages: 4 KiB frames in one lazily touched mapping of fixed size, owned by one loop and shared by its
 // disks. A frame is only a copy: once its page is in the journal it may be taken back at any time, so a full arena never
 // stops writers, and dirty memory never exceeds its budget.
+//
+// What disks hold besides (slots, and the tables of their layers: the overhead) is of the same budget: where it grows,
+// frames are given back to the kernel, and where it reaches its own limit, writers wait and the disks that hold most commit.
+//
+// Always holds: frames that are resident and overhead together are at most the budget, but for what one request adds;
+// frames alone may always have `leastFrames`.
 
 internal import BlockCache
 internal import Glibc
@@ -22,12 +28,34 @@ package final class FrameArena {
     private var owners: UnsafeMutablePointer<Unmanaged<DirtyPages>?>
     private var slots: UnsafeMutablePointer<UInt32>
     private var hand = 0
+    /// Free frames whose memory the kernel has back.
+    private var parked: [UInt32] = []
 
-    package var inUse: Int { untouched - freed.count }
+    /// Most overhead before writers wait.
+    private let overheadLimitBytes: Int
+    private let leastFrames: Int
+    /// What slots and layers of all disks of the loop take.
+    package private(set) var overheadBytes = 0
+    /// `overheadBytes` when frames were last given back for it.
+    private var settledBytes = 0
+    /// Disks that hold any.
+    private var holders: [Unmanaged<DirtyPages>] = []
+
+    package var inUse: Int { untouched - freed.count - parked.count }
+    /// Frames that there is memory for, with room for what the overhead may grow by before it is looked at again.
+    private var limit: Int {
+        max(leastFrames, capacity - (settledBytes + FrameArena.settleBytes) / Geometry.pageBytes)
+    }
+    /// What is held of the budget now, free frames that keep their memory among it.
+    package var heldBytes: Int { (untouched - parked.count) * Geometry.pageBytes + overheadBytes }
 
     /// An arena of `budgetBytes` (at least 1 MiB), which cost nothing until touched.
     package init(budgetBytes: Int) {
         capacity = max(budgetBytes, 1 << 20) / Geometry.pageBytes
+        // The largest request, 32 MiB, must find frames whatever else is held.
+        let budget = capacity * Geometry.pageBytes
+        overheadLimitBytes = max(budget / 8, min(budget / 2, budget - 36 << 20))
+        leastFrames = (budget - overheadLimitBytes) / Geometry.pageBytes
         let length = capacity * Geometry.pageBytes
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         let mapped = mmap(nil, length, PROT_READ | PROT_WRITE, flags, -1, 0)
@@ -52,15 +80,16 @@ package final class FrameArena {
 
     /// True if `count` frames can be had now, after taking back those of journaled pages.
     func ensure(_ count: Int) -> Bool {
-        if capacity - inUse >= count { return true }
-        if count > capacity { return false }
-        return reclaim(max(count, capacity / 16)) >= count
+        let limit = limit
+        if limit - inUse >= count { return true }
+        if count > limit { return false }
+        return reclaim(max(count, limit / 16), of: limit) >= count
     }
 
     /// Takes a free frame for `slot` of `owner`. `ensure` said there is one.
     func take(for slot: UInt32, of owner: DirtyPages) -> FrameIndex {
         let index: UInt32
-        if let last = freed.popLast() {
+        if let last = freed.popLast() ?? parked.popLast() {
             index = last
         } else {
             precondition(untouched < capacity, "FrameArena.take without ensure")
@@ -81,16 +110,17 @@ package final class FrameArena {
     func trim() {
         guard inUse == 0, untouched > 0 else { return }
         madvise(base, untouched * Geometry.pageBytes, MADV_DONTNEED)
-        freed.removeAll()
+        freed = []
+        parked = []
         untouched = 0
         hand = 0
     }
 
-    /// Takes back up to `count` frames whose pages are in the journal, oldest first by a rotating hand. Returns how many
-    /// frames are free afterwards.
-    private func reclaim(_ count: Int) -> Int {
+    /// Takes back frames whose pages are in the journal, oldest first by a rotating hand, until `count` of `limit` are free.
+    /// Returns how many are.
+    private func reclaim(_ count: Int, of limit: Int) -> Int {
         var looked = 0
-        while capacity - inUse < count, looked < untouched {
+        while limit - inUse < count, looked < untouched {
             if hand >= untouched { hand = 0 }
             if let owner = owners[hand], owner._withUnsafeGuaranteedRef({ $0.forget(slots[hand]) }) {
                 give(FrameIndex(value: UInt32(hand)))
@@ -98,6 +128,55 @@ package final class FrameArena {
             hand += 1
             looked += 1
         }
-        return capacity - inUse
+        return limit - inUse
+    }
+
+    // MARK: Overhead
+
+    /// Whether writers have to wait until layers are committed. `more` is what else the asking disk holds.
+    @inline(__always)
+    func isCrowded(_ more: Int) -> Bool { overheadBytes + more > overheadLimitBytes }
+
+    /// `bytes` more (or less) are held for `owner`, which holds `held` now.
+    func charge(_ bytes: Int, to owner: DirtyPages, holding held: Int) {
+        overheadBytes += bytes
+        if held > 0, owner.holderIndex < 0 {
+            owner.holderIndex = holders.count
+            holders.append(.passUnretained(owner))
+        } else if held == 0, owner.holderIndex >= 0 {
+            let last = holders.removeLast()
+            if owner.holderIndex < holders.count {
+                holders[owner.holderIndex] = last
+                last._withUnsafeGuaranteedRef { $0.holderIndex = owner.holderIndex }
+            }
+            owner.holderIndex = -1
+        }
+        settledBytes = min(settledBytes, overheadBytes)
+        if overheadBytes > settledBytes + FrameArena.settleBytes { settle() }
+    }
+    private static let settleBytes = 64 << 10
+
+    private static let parkedAtOnce = 256
+
+    /// Frames make room for what the overhead has grown by: some each time, or one request would pay for all.
+    private func settle() {
+        settledBytes = overheadBytes
+        let limit = limit
+        if untouched - parked.count <= limit { return }
+        if inUse > limit { _ = reclaim(0, of: limit) }
+        for _ in 0..<FrameArena.parkedAtOnce where untouched - parked.count > limit {
+            guard let frame = freed.popLast() else { return }
+            madvise(pointer(FrameIndex(value: frame)), Geometry.pageBytes, MADV_DONTNEED)
+            parked.append(frame)
+        }
+    }
+
+    /// The overhead has reached its limit: every disk with a good part of it is to commit.
+    func askForRoom() {
+        let share = overheadBytes / max(1, holders.count)
+        for holder in holders {
+            let pages = holder.takeUnretainedValue()
+            if pages.overheadBytes >= share { pages.giveRoom() }
+        }
     }
 }

@@ -68,6 +68,11 @@ package final class Journal: @unchecked Sendable {
     }
     /// With what is not in a segment yet: what the limit is held against.
     var heldBytes: UInt64 { liveBytes + (flight?.lengthBytes ?? 0) + UInt64(queuedSlots.count * Geometry.pageBytes) }
+    /// Memory that the records take which are not in a segment yet.
+    var queuedBytes: Int {
+        queued.count * MemoryLayout<Operation>.stride + (queuedSlots.count + (flight == nil ? 0 : flightSlots.count))
+            * 4
+    }
     /// Set after an error that leaves unknown what is on the disk. Nothing can be written any more.
     private(set) var failure: ScratchError?
 

@@ -12,10 +12,13 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
     package let sizeBytes: UInt64
     package var isReadOnly: Bool { true }
     let manifest: Manifest
-    private let context: DiskContext
+    let context: DiskContext
+    private let coldReads: RequestLine
+    private lazy var statuses = StatusQueue(self)
     private var clients: [ObjectIdentifier: any DeviceClient] = [:]
     private var finished: [DeviceRequest] = []
     private var pending: [ObjectIdentifier: DeviceRequest] = [:]
+    private var submitted: UInt64 = 0
     private(set) var admissions = 0
     /// Told when the last client has left.
     var onGone: (Snapshot) -> Void = { _ in }
@@ -24,6 +27,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         self.name = name
         self.manifest = manifest
         self.context = context
+        coldReads = RequestLine(limit: RequestLine.reads, context)
         sizeBytes = manifest.sizeBytes
     }
 
@@ -54,7 +58,13 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
         guard clients.removeValue(forKey: ObjectIdentifier(client)) != nil else { return }
-        for request in pending.values where request.client === client { request.isCancelled = true }
+        let gone = pending.values.filter { $0.client === client }
+        for request in gone.sorted(by: { $0.deviceState < $1.deviceState }) {
+            request.isCancelled = true
+            if let ticket = request.deviceObject as? RequestTicket, ticket.close() { finish(request, .shutdown) }
+        }
+        coldReads.removeClosed()
+        statuses.removeClosed()
         if clients.isEmpty, admissions == 0 { onGone(self) }
     }
 
@@ -73,9 +83,11 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
 
     package func submit(_ request: DeviceRequest) {
         pending[ObjectIdentifier(request)] = request
+        submitted += 1
+        request.deviceState = submitted
         switch request.kind {
         case .read: read(request)
-        case .blockStatus: status(request)
+        case .blockStatus: statuses.submit(request)
         case .flush: finish(request, nil)
         case .cache: finish(request, nil)
         case .write, .trim, .writeZeroes: finish(request, .notPermitted)
@@ -92,14 +104,16 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         case .entry(let entry?):
             let start = Int(run.offset % UInt64(Geometry.sliceBytes))
             if !context.loader.tryCopy(entry, slice, offset: start, count: run.count, into: run.target) {
-                return .slice(entry, slice)
+                let first = start / Geometry.pageBytes
+                return .slice(
+                    entry, slice, pages: first..<(start + run.count + Geometry.pageBytes - 1) / Geometry.pageBytes)
             }
         }
         return .nothing
     }
 
     private func read(_ request: DeviceRequest) {
-        let ticket = ReadTicket(request)
+        let ticket = RequestTicket(request)
         ticket.timer = context.after(ns: UInt64(context.settings.requestTimeoutMs) * 1_000_000) { [self] in
             guard ticket.close() else { return }
             context.problem(
@@ -107,7 +121,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
             )
             finish(ticket.request, .io)
         }
-        context.spawn { [self] in
+        coldReads.enter(ticket) { [self] in
             var error: DeviceError?
             let wanted = ticket.request
             for run in Disk.runs(wanted.offset, Int(wanted.lengthBytes), wanted.buffer!) where error == nil {
@@ -117,14 +131,14 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         }
     }
 
-    private func fill(_ run: Run, _ ticket: ReadTicket) async -> DeviceError? {
+    private func fill(_ run: Run, _ ticket: RequestTicket) async -> DeviceError? {
         while true {
             if !ticket.isWanted { return .shutdown }
             do {
                 switch compose(run) {
                 case .nothing: return nil
                 case .manifest(let block): try await manifest.load(block)
-                case .slice(let entry, let slice):
+                case .slice(let entry, let slice, _):
                     let isFilled = try await context.withSlice(entry, slice) { _ in
                         if ticket.isWanted, case .nothing = compose(run) { return true }
                         return false
@@ -142,44 +156,9 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
         }
     }
 
-    private func status(_ request: DeviceRequest) {
-        nonisolated(unsafe) let request = request  // stays on this loop
-        context.spawn { [self] in
-            do throws(StoreError) {
-                request.extents = try await extents(
-                    request.offset..<request.offset + request.lengthBytes, request.onlyOneExtent)
-                finish(request, nil)
-            } catch {
-                context.problem("\(name): block status at \(request.offset) failed: \(error)")
-                finish(request, .io)
-            }
-        }
-    }
-
-    private func extents(_ range: Range<UInt64>, _ onlyOne: Bool) async throws(StoreError) -> [Extent] {
-        let slice = UInt64(Geometry.sliceBytes)
-        let block = UInt64(Geometry.blockBytes)
-        var list = ExtentList()
-        var position = range.lowerBound
-        while position < range.upperBound, list.extents.count < 2 || !onlyOne {
-            let used = try await manifest.nextUsed(from: BlockIndex(position / block))
-            let start = min(used.map { $0.value * block } ?? .max, range.upperBound)
-            if start > position {
-                if !list.add(start - position, allocated: false) { break }
-                position = start
-                continue
-            }
-            let end = min(range.upperBound, (position / slice + 1) * slice)
-            let entry = try await manifest.find(BlockIndex(position / block))
-            let stored = entry?.key(SliceIndex(Int(position % block / slice))) != nil
-            if !list.add(end - position, allocated: stored) { break }
-            position = end
-        }
-        return onlyOne ? Array(list.extents.prefix(1)) : list.extents
-    }
-
-    private func finish(_ request: DeviceRequest, _ error: DeviceError?) {
+    func finish(_ request: DeviceRequest, _ error: DeviceError?) {
         pending[ObjectIdentifier(request)] = nil
+        request.deviceObject = nil
         request.error = error
         finished.append(request)
         if finished.count == 1 {
@@ -190,4 +169,14 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
             }
         }
     }
+}
+
+extension Snapshot: HasBlockStatus {
+    var title: String { name }
+
+    func status(_ range: Range<UInt64>, onlyOne: Bool, outdated: Manifest?, work: inout Int) -> BlockStatus.Step {
+        BlockStatus.step(range, onlyOne: onlyOne, manifest, [], work: &work)
+    }
+    func load(_ page: MissingPage) async throws(StoreError) { try await manifest.load(page) }
+    func outdatedGeneration() -> Manifest? { nil }
 }

@@ -72,6 +72,89 @@ import Testing
         #expect(pages.count == 0)
     }
 
+    @Test("row 7: a layer costs bytes per page, all of them counted, and given back")
+    func aLayerCostsBytesPerPage() {
+        var random = SeededRandom(7)
+        let arena = FrameArena(budgetBytes: 64 << 20)
+        let pages = DirtyPages(arena: arena)
+        let trimmed = Layer(pages: pages)
+        for _ in 0..<100_000 {
+            let page = UInt64.random(in: 0..<1 << 40, using: &random)
+            trimmed.zero(pages: page..<page + 1)
+        }
+        #expect(trimmed.overheadBytes < 100_000 * 24)
+        #expect(arena.overheadBytes == trimmed.overheadBytes && pages.overheadBytes == trimmed.overheadBytes)
+
+        let written = Layer(pages: pages)
+        for page in 0..<UInt64(20_000) {
+            // Single pages far apart, and slices that fill.
+            let at = page % 2 == 0 ? page : UInt64.random(in: 0..<1 << 40, using: &random)
+            let slot = pages.recover(at: JournalLocation(segment: 1, offset: 0), sum: 0)
+            written.put(slot, page: Int(at % 128), of: at / 128)
+        }
+        // A slot takes 20 bytes.
+        #expect(written.overheadBytes < 20_000 * 24)
+        #expect(pages.overheadBytes < trimmed.overheadBytes + written.overheadBytes + 20_000 * 24)
+        trimmed.merge(written)
+        #expect(written.overheadBytes == 0 && written.dataPages == 0)
+        #expect(pages.overheadBytes >= trimmed.overheadBytes + 20_000 * 20)
+
+        var steps = 0
+        while !trimmed.drop(atMost: 10_000) { steps += 1 }
+        #expect(steps > 5)
+        #expect(trimmed.overheadBytes == 0 && pages.overheadBytes == 0 && arena.overheadBytes == 0 && pages.count == 0)
+    }
+
+    @Test func trimsThatFillASliceBecomeARange() {
+        let pages = DirtyPages(arena: FrameArena(budgetBytes: 1 << 20))
+        let layer = Layer(pages: pages)
+        for page in UInt64(0)..<128 * 64 { layer.zero(pages: page..<page + 1) }
+        #expect(layer.zeroed.ranges == [0..<64])
+        #expect(layer.nextTouched(atOrAfter: 0) == nil)
+        #expect(layer.nextBlock(atOrAfter: 0) == nil)
+        layer.zero(pages: 128 * 64..<128 * 64 + 5)
+        #expect(layer.nextBlock(atOrAfter: 0) == 2)
+    }
+
+    @Test func theTablesAreWalkedInOrder() {
+        var random = SeededRandom(3)
+        let pages = DirtyPages(arena: FrameArena(budgetBytes: 1 << 20))
+        let layer = Layer(pages: pages)
+        var model: [UInt64: PageMask] = [:]
+        for round in 0..<6_000 {
+            let number = UInt64.random(in: 0..<4_000, using: &random)
+            if round % 500 == 499 {
+                let end = number + UInt64.random(in: 1..<900, using: &random)
+                layer.zero(slices: number..<end)
+                for n in number..<end { model[n] = .all }
+                continue
+            }
+            let page = Int.random(in: 0..<128, using: &random)
+            layer.zero(PageMask(pages: page..<page + 1), of: number)
+            model[number, default: .none].insert(page)
+        }
+        for number in UInt64(0)..<5_000 {
+            #expect(layer.masks(of: number).touched == model[number] ?? .none)
+        }
+        var seen: [UInt64] = []
+        layer.forEachTouched(in: 0..<5_000) { number, _ in seen.append(number) }
+        #expect(seen == model.keys.sorted())
+        // A block is passed over only where nothing was touched, or all of it is zeroes.
+        let per = UInt64(Geometry.slicesPerBlock)
+        var blocks: [UInt64] = []
+        var next = layer.nextBlock(atOrAfter: 0)
+        while let block = next {
+            blocks.append(block)
+            next = layer.nextBlock(atOrAfter: block + 1)
+        }
+        for block in UInt64(0)..<200 {
+            let slices = block * per..<(block + 1) * per
+            let isTouched = slices.contains { model[$0] != nil }
+            let isZero = layer.zeroed.covers(slices)
+            #expect(blocks.contains(block) == (isTouched && !isZero))
+        }
+    }
+
     @Test func everyDamagedJournalHeaderIsRefused() {
         let disk = ObjectID(high: 3, low: 4)
         var bytes = [UInt8](repeating: 0, count: 64 + 12)
