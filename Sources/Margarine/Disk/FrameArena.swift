@@ -42,8 +42,10 @@ package final class FrameArena {
     private var holders: [Unmanaged<DirtyPages>] = []
 
     package var inUse: Int { untouched - freed.count - parked.count }
-    /// Frames that there is memory for.
-    private var limit: Int { max(leastFrames, capacity - overheadBytes / Geometry.pageBytes) }
+    /// Frames that there is memory for, with room for what the overhead may grow by before it is looked at again.
+    private var limit: Int {
+        max(leastFrames, capacity - (settledBytes + FrameArena.settleBytes) / Geometry.pageBytes)
+    }
     /// What is held of the budget now, free frames that keep their memory among it.
     package var heldBytes: Int { (untouched - parked.count) * Geometry.pageBytes + overheadBytes }
 
@@ -152,7 +154,9 @@ package final class FrameArena {
         settledBytes = min(settledBytes, overheadBytes)
         if overheadBytes > settledBytes + FrameArena.settleBytes { settle() }
     }
-    private static let settleBytes = 256 << 10
+    private static let settleBytes = 64 << 10
+
+    private static let parkedAtOnce = 256
 
     /// Frames make room for what the overhead has grown by: some each time, or one request would pay for all.
     private func settle() {
@@ -160,7 +164,7 @@ package final class FrameArena {
         let limit = limit
         if untouched - parked.count <= limit { return }
         if inUse > limit { _ = reclaim(0, of: limit) }
-        for _ in 0..<2 * FrameArena.settleBytes / Geometry.pageBytes where untouched - parked.count > limit {
+        for _ in 0..<FrameArena.parkedAtOnce where untouched - parked.count > limit {
             guard let frame = freed.popLast() else { return }
             madvise(pointer(FrameIndex(value: frame)), Geometry.pageBytes, MADV_DONTNEED)
             parked.append(frame)

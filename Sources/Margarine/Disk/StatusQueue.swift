@@ -107,6 +107,8 @@ final class StatusQueue: @unchecked Sendable {
                     await source.context.environment.sleep(ns: 200_000_000)
                 }
             }
+            // Its client has left, or it was answered.
+            if ticket.close() { source.finish(ticket.request, .shutdown) }
         }
     }
 
