@@ -41,12 +41,10 @@ final class SimServer: @unchecked Sendable {  // as its world
     private let served: ServerContext
     let network: NetworkShape
     private(set) var isAlive = true
-    /// All that was its own has been looked at since it started.
-    private(set) var hasRecovered = false
     var connections: [SimConnection] = []
 
     init(
-        _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
+        _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, bootID: String, shape: ServerShape,
         near: UInt8, isAlive: @escaping @Sendable (String) -> Bool
     ) {
         self.id = id
@@ -84,7 +82,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         manager = DiskManager(
             contexts: [context],
             store: opened,
-            server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
+            server: ServerIdentity(id: id, host: id, bootID: bootID), takeover: shape.takeover, log: log,
             isAlive: { other, _ in other != server && isAlive(other) ? "it runs" : nil })
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
@@ -93,7 +91,7 @@ final class SimServer: @unchecked Sendable {  // as its world
             while (try? await grace.refresh(opened.bucket, environment: environment)) == nil {
                 await environment.sleep(ns: 100_000_000)
             }
-            hasRecovered = await manager.recover()
+            await manager.recover()
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
                 try? await grace.refresh(opened.bucket, environment: environment)

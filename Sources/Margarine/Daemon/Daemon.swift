@@ -123,7 +123,12 @@ public final class Daemon: StatusSource {
         state.withLock { $0.parts = parts }
 
         await files.start()
-        if await disks.recover() { ServerFiles.noteBoot(in: settings.scratch) }
+        if ServerFiles.bootID() == nil {
+            log.warning(
+                "/proc/sys/kernel/random/boot_id can't be read: every crash of this process will count as a loss of power"
+            )
+        }
+        await disks.recover()
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }
         for location in store.locations.all { door.run { [weak self] in await self?.beat(parts, at: location) } }

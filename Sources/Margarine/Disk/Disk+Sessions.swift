@@ -151,6 +151,7 @@ extension Disk {
         guard let place = clients.firstIndex(where: { $0 === client }) else { return }
         clients.remove(at: place)
         for request in pendingRequests.values where request.client === client { request.isCancelled = true }
+        wakeAllForRoom()
         if clean { session?.cleanSequence = journal.lastSequence }
         if lost != nil { return }
         if !isLive { return connectionsGone(clean: clean) }
@@ -288,6 +289,7 @@ extension Disk {
             for request in pendingRequests.values where request.client === client { request.isCancelled = true }
             client.disconnect(reason: "the server is shutting down")
         }
+        wakeAllForRoom()
         await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
             whenAppended { [self] _ in journal.sync { _ in done.resume() } }
         }

@@ -61,12 +61,25 @@ extension Disk {
         nonisolated(unsafe) let attempt = attempt
         context.spawn { [self] in
             var journaled: JournalPages?
+            var wasWoken = false
             while true {
-                if let refusal { return finish(request, refusal) }
-                if isDead(request) { return finish(request, .shutdown) }
-                switch attempt(journaled) {
+                let refused = refusal ?? (isDead(request) ? .shutdown : nil)
+                let applied = refused == nil ? attempt(journaled) : .done
+                if case .full = applied {
+                    // Zeroes need no more than the pages at their ends.
+                    let isWrite = request.kind == .write
+                    let pages = isWrite ? Disk.pageCount(request.offset, request.lengthBytes) : 2
+                    await waitForRoom(pages: pages, again: wasWoken)
+                    wasWoken = true
+                    continue
+                }
+                // It took what it was woken for, or needs it no more: the next one's turn.
+                if wasWoken { wakeNextForRoom() }
+                wasWoken = false
+                if let refused { return finish(request, refused) }
+                switch applied {
                 case .done: return acknowledge(request)
-                case .full: await waitForRoom(pages: Disk.pageCount(request.offset, request.lengthBytes))
+                case .full: break
                 case .needs(let missing):
                     do {
                         // Tried while what was loaded can't leave the cache.

@@ -59,7 +59,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var commitTimer: LoopTimer?
     var commitWaiters: [(sequence: UInt64, done: (DeviceError?) -> Void)] = []
     var appendWaiters: [(turn: UInt64, done: (DeviceError?) -> Void)] = []
-    var roomWaiters: [CheckedContinuation<Void, Never>] = []
+    var roomLine = RoomLine()
+    /// It has asked for room too often, and will ask again.
+    var asksLater = false
     var lastCommitError: String?
     var commitStartedNs: UInt64?
     /// Head changes that have to reach the store though no data waits (session names).
@@ -113,6 +115,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         lostSessions = head.lostSessions
         if head.commitWanted != nil { noteWanted() }
         journal.onAppended = { [weak self] turn, error in self?.appended(turn: turn, error: error) }
+        journal.onFailed = { [weak self] error in self?.lose("its journal can't be written: \(error)") }
     }
 
     package var sizeBytes: UInt64 { head.sizeBytes }
@@ -179,7 +182,6 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         }
         for done in ready { done(failure) }
         for client in clients { client.journaled(turn: turn, error: failure) }
-        wakeRoomWaiters()
     }
 
     // MARK: Room
@@ -194,26 +196,15 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     }
 
     /// So full that something must be committed, whether a safe point comes or not.
-    private var isJournalFilling: Bool {
+    var isJournalFilling: Bool {
         let limit = context.settings.journalLimitBytes
         // btrfs gets longer to reach its own.
         return journal.liveBytes > (rule == .btrfs ? limit / 4 * 3 : limit / 2)
     }
 
-    /// Waits until trying again makes sense.
-    func waitForRoom(pages count: Int) async {
-        if isJournalFilling { commitAnyway() }
-        let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
-        if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
-        if journal.heldBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
-            return await withCheckedContinuation { roomWaiters.append($0) }
-        }
-        await context.environment.sleep(ns: 1_000_000)
-    }
-
     /// A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a power
     /// cut then would leave, and file systems start from that (Docs/Decisions on full journals).
-    private func commitAnyway() {
+    func commitAnyway() {
         if waiting == nil, committing == nil { markSafePoint(.journalFull) }
         startCommit()
     }
@@ -223,18 +214,13 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if lost == nil, journal.liveBytes > 0, journal.liveBytes >= context.journals.shareBytes { commitAnyway() }
     }
 
-    func wakeRoomWaiters() {
-        let waiters = roomWaiters
-        roomWaiters = []
-        for waiter in waiters { waiter.resume() }
-    }
-
     // MARK: The end
 
     /// Another server has the disk (or it was deleted): stop serving it at once.
     func lose(_ reason: String) {
         guard lost == nil else { return }
         lost = reason
+        journal.abandon()
         log.error("disk \(name): \(reason); it is no longer served here")
         windowTimer?.cancel()
         commitTimer?.cancel()
@@ -246,7 +232,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         let appends = appendWaiters
         appendWaiters = []
         for waiter in appends { waiter.done(.shutdown) }
-        wakeRoomWaiters()
+        wakeAllForRoom()
         onGone(self)
     }
 }

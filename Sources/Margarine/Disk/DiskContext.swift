@@ -14,6 +14,8 @@ package struct DiskSettings: Sendable {
     package var commitBytes: Int = 256 << 20
     /// Most bytes in the journal of one disk. Writers wait where it is reached.
     package var journalLimitBytes: UInt64 = 8 << 30
+    /// A new file of a journal begins once one is this long, or sooner where the limit is small.
+    package var journalSegmentBytes = JournalFormat.segmentBytes
     /// A read or write that can't be done by then fails with EIO: less than the client's own patience.
     package var requestTimeoutMs: Int64 = 25_000
     /// Blocks that one disk's committer works on at a time.
@@ -41,6 +43,8 @@ package final class DiskContext: @unchecked Sendable {
     package var settings: DiskSettings
     /// What is known of the store's grace period: how long a commit may take.
     let grace: GraceGauge
+    /// Writes that wait.
+    let rooms: RoomWaits
 
     package init(
         loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
@@ -58,6 +62,7 @@ package final class DiskContext: @unchecked Sendable {
         self.log = log
         self.settings = settings
         self.grace = grace
+        rooms = RoomWaits(loop: loop, budget: journals)
     }
 
     /// Runs `work` as a task on the loop.

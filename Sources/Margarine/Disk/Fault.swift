@@ -42,6 +42,10 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// Journal: what an earlier recovery cut off is taken up again when it comes back, and is not removed for good.
+    case replayIgnoresTimeline
+    /// Commit: a generation goes past a roll-back that is not in the journal.
+    case commitPassesRollBack
 }
 
 #if MARGARINE_FAULTS
