@@ -69,6 +69,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         var settings = DiskSettings()
         settings.commitIntervalMs = shape.commitIntervalMs
         settings.journalLimitBytes = shape.journalPerDiskBytes
+        settings.journalSegmentBytes = 96 << 10
         settings.releaseAfterMs = 5_000
         settings.fault = shape.fault
         var log = Logger(label: id) { [weak world] _ in TraceLog(world: world, server: id) }
