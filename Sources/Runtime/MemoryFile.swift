@@ -115,7 +115,8 @@ final class MemoryFile: ScratchFile, @unchecked Sendable {  // `syncFailure` is 
         return disk.state.withLock { [inode, path, capacityBytes = disk.capacityBytes] state in
             let isInline = state.writesInline
             let growth = max(0, offset + bytes.count - inode.current.count)
-            if let capacityBytes, growth > 0, state.usedBytes + UInt64(growth) > capacityBytes {
+            let isOver = capacityBytes.map { state.usedBytes + UInt64(growth) > $0 } ?? false
+            if growth > 0, state.isFull || isOver {
                 return (isInline, ScratchError(ENOSPC, "write", path))
             }
             let written = failure == nil ? bytes : Array(bytes.prefix(bytes.count / 2))

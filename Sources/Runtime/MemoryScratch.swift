@@ -35,6 +35,7 @@ public final class MemoryScratch: ScratchDisk {
         /// What fails until it is told otherwise.
         var failing: [Call: Int32] = [:]
         var writesInline = true
+        var isFull = false
         var holdsCompletions = false
         var held: [Held] = []
         var counts = Counts()
@@ -167,6 +168,12 @@ public final class MemoryScratch: ScratchDisk {
     public var writesInline: Bool {
         get { state.withLock { $0.writesInline } }
         set { state.withLock { $0.writesInline = newValue } }
+    }
+
+    /// While true, writes that would make a file longer fail with ENOSPC.
+    public var isFull: Bool {
+        get { state.withLock { $0.isFull } }
+        set { state.withLock { $0.isFull = newValue } }
     }
 
     /// The next `call` (on a path that begins with `path`, if given) fails with `errno`. A failing write still writes its

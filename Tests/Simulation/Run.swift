@@ -34,8 +34,8 @@ final class Run: @unchecked Sendable {  // as its world
     private(set) var clients: [SimClient] = []
     /// By machine. nil: it is down.
     private(set) var servers: [SimServer?] = []
-    /// What lies on each machine's scratch disk, and whether it has lost power since.
-    private var disks: [(scratch: MemoryScratch, rebooted: Bool)] = []
+    /// What lies on each machine's scratch disk, and how often the machine was started.
+    private var disks: [(scratch: MemoryScratch, boots: Int)] = []
     /// A server is who has its scratch directory: an empty one makes a new server.
     private var wipes = [0, 0]
     /// Of each machine, on its way to the store.
@@ -98,7 +98,7 @@ final class Run: @unchecked Sendable {  // as its world
         world.network.isHostile = isHostile
         for machine in 0..<2 {
             servers.append(nil)
-            disks.append((makeScratch(), false))
+            disks.append((makeScratch(), 0))
             _ = machine
         }
         for number in 0..<count { addClient(number, isTight) }
@@ -368,11 +368,11 @@ final class Run: @unchecked Sendable {  // as its world
 
     func start(_ machine: Int) {
         guard servers[machine] == nil else { return }
-        let (scratch, rebooted) = disks[machine]
+        let (scratch, boots) = disks[machine]
         servers[machine] = SimServer(
-            world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, rebooted: rebooted, shape: shape,
+            world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, bootID: "boot \(boots)", shape: shape,
             near: UInt8(machine % store.memories.count), obstacles: obstacles[machine])
-        world.note("m\(machine) starts\(rebooted ? " after a loss of power" : "")")
+        world.note("m\(machine) starts, boot \(boots)")
     }
 
     /// What the machine's scratch disk is once its server was killed.
@@ -389,7 +389,7 @@ final class Run: @unchecked Sendable {  // as its world
             wipes[machine] += 1
         }
         left.writesInline = world.chance.one(in: 2)
-        disks[machine] = (left, loss == .power || (disks[machine].rebooted && !server.hasRecovered))
+        disks[machine] = (left, disks[machine].boots + (loss == .power ? 1 : 0))
         for (number, client) in clients.enumerated() where home[number] == machine { client.happened(loss) }
     }
 

@@ -47,8 +47,6 @@ final class SimServer: @unchecked Sendable {  // as its world
     let network: NetworkShape
     private(set) var isAlive = true
     private let startedNs: UInt64
-    /// All that was its own has been looked at since it started.
-    private(set) var hasRecovered = false
     var connections: [SimConnection] = []
     /// Since when it takes no step.
     var stoppedAtNs: UInt64?
@@ -56,7 +54,7 @@ final class SimServer: @unchecked Sendable {  // as its world
     var seemsDead: Bool { stoppedAtNs.map { world.nowNs > $0 + 30_000_000_000 } ?? false }
 
     init(
-        _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
+        _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, bootID: String, shape: ServerShape,
         near: UInt8, obstacles: Obstacles
     ) {
         self.id = id
@@ -81,6 +79,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         var settings = DiskSettings()
         settings.commitIntervalMs = shape.commitIntervalMs
         settings.journalLimitBytes = shape.journalPerDiskBytes
+        settings.journalSegmentBytes = 96 << 10
         settings.releaseAfterMs = shape.releaseAfterMs
         settings.fault = shape.fault
         var log = Logger(label: id) { [weak world] _ in TraceLog(world: world, server: id) }
@@ -100,7 +99,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         manager = DiskManager(
             contexts: contexts,
             store: opened,
-            server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
+            server: ServerIdentity(id: id, host: id, bootID: bootID), takeover: shape.takeover, log: log,
             owners: OwnerWatch(
                 name: server, environment: environment, process: { _ in .outOfSight }, fault: shape.fault),
             leases: leases)
@@ -112,7 +111,7 @@ final class SimServer: @unchecked Sendable {  // as its world
             while (try? await grace.refresh(opened.bucket, environment: environment)) == nil {
                 await environment.sleep(ns: 100_000_000)
             }
-            hasRecovered = await manager.recover()
+            await manager.recover()
             while self.isAlive {
                 await environment.sleep(ns: 1_000_000_000)
                 try? await grace.refresh(opened.bucket, environment: environment)

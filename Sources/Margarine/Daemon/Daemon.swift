@@ -170,12 +170,16 @@ public final class Daemon: StatusSource {
             "taking stock of the cached blocks in '\(settings.scratch)'",
             remedy: "nothing is wrong unless that disk is; 'blocks' in it may be removed while margined is stopped")
         await files.start()
-        let recovering: @Sendable (String) -> Void = { disk in
+        if ServerFiles.bootID() == nil {
+            log.warning(
+                "/proc/sys/kernel/random/boot_id can't be read: every crash of this process will count as a loss of power"
+            )
+        }
+        await disks.recover { disk in
             watch.now(
                 "taking up the journal of disk \(disk)",
                 remedy: "its head must be read from the store; clients are served once all journals are taken up")
         }
-        if await disks.recover(recovering) { ServerFiles.noteBoot(in: settings.scratch) }
         watch.now("binding the addresses", remedy: "check 'listen' and 'unix'")
         let addresses = try await listen(settings, parts)
         state.withLock { $0.addresses = addresses }

@@ -1,5 +1,5 @@
-// What a scratch directory says of its server: the id it has in heads and heartbeats, and whether the machine was started
-// anew since. Whoever has the directory is the server; a new directory is a new server.
+// What a scratch directory says of its server: the id it has in heads and heartbeats. Whoever has the directory is the
+// server; a new directory is a new server.
 
 internal import BlockCache
 internal import Glibc
@@ -21,14 +21,13 @@ enum ServerFiles {
             id = ObjectID(high: environment.randomBits(), low: environment.randomBits()).description
             try write(id, to: path)
         }
-        let boot = read(directory + "/boot-id")
-        return ServerIdentity(id: id, host: LocalProcess.hostName(), hasRebooted: boot != nil && boot != bootID())
+        // Where the kernel does not say, no two starts are the same: every crash counts as a loss of power.
+        let unknown = "unknown-\(environment.randomBits())-\(environment.wallMs)"
+        return ServerIdentity(id: id, host: LocalProcess.hostName(), bootID: bootID() ?? unknown)
     }
 
-    /// From now on, what this directory's journals hold was written since this start of the machine.
-    static func noteBoot(in directory: String) { try? write(bootID(), to: directory + "/boot-id") }
-
-    private static func bootID() -> String { read("/proc/sys/kernel/random/boot_id") ?? "" }
+    /// Of this start of the machine; nil where /proc does not say.
+    static func bootID() -> String? { read("/proc/sys/kernel/random/boot_id") }
 
     /// Memory of this process that is in RAM, in bytes.
     static func residentBytes() -> UInt64 {

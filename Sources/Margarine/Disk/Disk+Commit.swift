@@ -91,6 +91,8 @@ extension Disk {
         let base = head
         let writer = CommitWriter(disk: self, layer: layer)
         let (written, newBytes) = try await writer.write()
+        // A roll-back that only this process knows of must not be hidden by a generation that went past it.
+        try await journal.whenEndsAreAppended(upTo: layer.lastSequence)
         guard lost == nil else { return }
         guard head.generation == base.generation else {
             throw CatalogError(.conflict, "disk '\(name)': its data was moved to another location meanwhile")
@@ -116,7 +118,7 @@ extension Disk {
             return waiter.sequence <= head.journalSequence
         }
         for done in ready { done(nil) }
-        wakeRoomWaiters()
+        context.rooms.mayHaveCome()
     }
 }
 

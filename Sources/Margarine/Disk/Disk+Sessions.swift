@@ -123,6 +123,7 @@ extension Disk {
         guard let place = clients.firstIndex(where: { $0 === client }) else { return }
         clients.remove(at: place)
         cancelRequests(of: client)
+        wakeAllForRoom()
         if clean { session?.cleanSequence = journal.lastSequence }
         if lost != nil || !clients.isEmpty { return }
         if session?.admissions == 0 { return connectionsGone(clean: clean) }
@@ -231,6 +232,7 @@ extension Disk {
             cancelRequests(of: client)
             client.disconnect(reason: "the server is shutting down")
         }
+        wakeAllForRoom()
         await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
             whenAppended { [self] _ in journal.sync { _ in done.resume() } }
         }
@@ -267,7 +269,7 @@ extension Disk {
         let appends = appendWaiters
         appendWaiters = []
         for waiter in appends { waiter.done(.shutdown) }
-        wakeRoomWaiters()
+        wakeAllForRoom()
         endParked()
         claim.end()
         if isGivenBack {

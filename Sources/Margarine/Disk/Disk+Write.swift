@@ -70,14 +70,26 @@ extension Disk {
         nonisolated(unsafe) let attempt = attempt  // stays on this loop
         waitingWrites.enter(ticket) { [self] in
             var journaled: JournalPages?
+            var wasWoken = false
             while true {
-                if let refusal { return give(up: ticket, refusal) }
-                if isDead(ticket) { return give(up: ticket, .shutdown) }
-                switch attempt(journaled) {
+                let refused = refusal ?? (isDead(ticket) ? .shutdown : nil)
+                let applied = refused == nil ? attempt(journaled) : .done
+                if case .full = applied {
+                    // Zeroes need no more than the pages at their ends.
+                    let wanted = ticket.request
+                    let isWrite = wanted.kind == .write
+                    let pages = isWrite ? Disk.pageCount(wanted.offset, wanted.lengthBytes) : 2
+                    await waitForRoom(pages: pages, again: wasWoken)
+                    wasWoken = true
+                    continue
+                }
+                // It took what it was woken for, or needs it no more: the next one's turn.
+                if wasWoken { wakeNextForRoom() }
+                wasWoken = false
+                if let refused { return give(up: ticket, refused) }
+                switch applied {
                 case .done: return taken(ticket)
-                case .full:
-                    let (offset, length) = (ticket.request.offset, ticket.request.lengthBytes)
-                    await waitForRoom(pages: Disk.pageCount(offset, length))
+                case .full: break
                 case .needs(let missing):
                     do {
                         // Tried while what was loaded can't leave the cache.

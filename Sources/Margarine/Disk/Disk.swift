@@ -81,7 +81,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var commitTimer: LoopTimer?
     var commitWaiters: [(sequence: UInt64, done: (DeviceError?) -> Void)] = []
     var appendWaiters: [(turn: UInt64, done: (DeviceError?) -> Void)] = []
-    var roomWaiters: [CheckedContinuation<Void, Never>] = []
+    var roomLine = RoomLine()
+    /// It has asked for room too often, and will ask again.
+    var asksLater = false
     var lastCommitError: String?
     var commitStartedNs: UInt64?
 
@@ -131,6 +133,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         }
         if head.commitWanted != nil { noteWanted() }
         journal.onAppended = { [weak self] turn, error in self?.appended(turn: turn, error: error) }
+        journal.onFailed = { [weak self] error in self?.lose("its journal can't be written: \(error)") }
     }
 
     package var sizeBytes: UInt64 { head.sizeBytes }
@@ -212,7 +215,6 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         } else {
             for client in clients { client.journaled(turn: turn, error: failure) }
         }
-        wakeRoomWaiters()
     }
 
     // MARK: Room
@@ -228,32 +230,20 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     }
 
     /// Layers and queues of the loop's disks have used up their part of the dirty memory.
-    private var isCrowded: Bool {
+    var isCrowded: Bool {
         context.arena.isCrowded(journal.queuedBytes) && context.settings.fault != .memoryNotBounded
     }
 
     /// So full that something must be committed, whether a safe point comes or not.
-    private var isJournalFilling: Bool {
+    var isJournalFilling: Bool {
         let limit = context.settings.journalLimitBytes
         // btrfs gets longer to reach its own.
         return journal.liveBytes > (rule == .btrfs ? limit / 4 * 3 : limit / 2)
     }
 
-    /// Waits until trying again makes sense.
-    func waitForRoom(pages count: Int) async {
-        if isJournalFilling { commitAnyway() }
-        if isCrowded { context.arena.askForRoom() }
-        let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
-        if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
-        if journal.heldBytes + bytes > context.settings.journalLimitBytes, waiting != nil || committing != nil {
-            return await withCheckedContinuation { roomWaiters.append($0) }
-        }
-        await context.environment.sleep(ns: 1_000_000)
-    }
-
     /// A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a power
     /// cut then would leave, and file systems start from that (Docs/Decisions on full journals).
-    private func commitAnyway() {
+    func commitAnyway() {
         if waiting == nil, committing == nil { markSafePoint(.journalFull) }
         startCommit()
     }
@@ -263,9 +253,5 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         if lost == nil, journal.liveBytes > 0, journal.liveBytes >= context.journals.shareBytes { commitAnyway() }
     }
 
-    func wakeRoomWaiters() {
-        let waiters = roomWaiters
-        roomWaiters = []
-        for waiter in waiters { waiter.resume() }
     }
 }

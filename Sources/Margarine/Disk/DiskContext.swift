@@ -14,6 +14,8 @@ package struct DiskSettings: Sendable {
     package var commitBytes: Int = 256 << 20
     /// Most bytes in the journal of one disk. Writers wait where it is reached.
     package var journalLimitBytes: UInt64 = 8 << 30
+    /// A new file of a journal begins once one is this long, or sooner where the limit is small.
+    package var journalSegmentBytes = JournalFormat.segmentBytes
     /// A read or write that can't be done by then fails with EIO: less than the client's own patience.
     package var requestTimeoutMs: Int64 = 25_000
     /// Blocks that one disk's committer works on at a time.
@@ -48,6 +50,8 @@ package final class DiskContext: @unchecked Sendable {
     private var problems: [String: (toldAtNs: UInt64, others: Int)] = [:]
     private static let problemPauseNs: UInt64 = 10_000_000_000
     private static let problemKinds = 1024
+    /// Writes that wait.
+    let rooms: RoomWaits
 
     package init(
         loop: Loop, environment: any Environment, scratch: any ScratchDisk, locations: Locations, loader: BlockLoader,
@@ -65,6 +69,7 @@ package final class DiskContext: @unchecked Sendable {
         self.log = log
         self.settings = settings
         self.grace = grace
+        rooms = RoomWaits(loop: loop, budget: journals)
     }
 
     /// Runs `work` as a task on the loop.

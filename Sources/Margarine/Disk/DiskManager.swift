@@ -195,17 +195,13 @@ package final class DiskManager: ExportProvider {
         return await opening.context.run { disk.lost == nil ? (disk, disk.sizeBytes) : nil }
     }
 
-    /// Takes up the journals of this scratch directory: every disk that was this server's when it ended. false: not all
-    /// could be; then what was lost with the host's power has not been judged for each, and must be at the next start.
-    @discardableResult
-    package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async -> Bool {
+    /// Takes up the journals of this scratch directory: every disk that was this server's when it ended.
+    package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async {
         let scratch = contexts[0].scratch
         let folders: [String]
         do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
-            log.error("the journals in the scratch directory can't be listed: \(error)")
-            return false
+            return log.error("the journals in the scratch directory can't be listed: \(error)")
         }
-        var isWhole = true
         for folder in folders {
             let path = "\(DiskOpener.journalRoot)/\(folder)"
             guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
@@ -215,16 +211,11 @@ package final class DiskManager: ExportProvider {
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
-                if error.kind == .refused || error.kind == .unknown {
-                    Journal.unmarkAttached(path, scratch)
-                } else {
-                    isWhole = false
-                }
+                if error.kind == .refused || error.kind == .unknown { Journal.unmarkAttached(path, scratch) }
                 guard Journal.isLeft(in: path, scratch) else { continue }
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
             }
         }
-        return isWhole
     }
 
     /// Calls `body` on the loop of every open disk; with `opening`, also of those that are being opened, once they are.
@@ -277,7 +268,10 @@ package final class DiskManager: ExportProvider {
         state.withLock { _ in
             for context in contexts {
                 if context.isStarted {
-                    context.loop.post { context.settings = settings }
+                    context.loop.post {
+                        context.settings = settings
+                        context.rooms.mayHaveCome()
+                    }
                 } else {
                     context.settings = settings
                 }

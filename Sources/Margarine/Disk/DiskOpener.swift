@@ -11,12 +11,12 @@ package struct ServerIdentity: Sendable {
     /// Kept in the scratch directory: whoever has the directory is this server.
     package var id: String
     package var host: String
-    /// The machine was started anew since this scratch directory was last used: what was not synced may be gone.
-    package var hasRebooted: Bool
-    package init(id: String, host: String, hasRebooted: Bool) {
+    /// Of this start of the machine. A journal of another one may have lost what was not synced.
+    package var bootID: String
+    package init(id: String, host: String, bootID: String) {
         self.id = id
         self.host = host
-        self.hasRebooted = hasRebooted
+        self.bootID = bootID
     }
 }
 
@@ -72,12 +72,10 @@ struct DiskOpener {
         let folder = DiskOpener.journalFolder(name, head.diskID)
         let pages = DirtyPages(arena: context.arena)
         var replayed: ReplayedJournal?
-        var survives = isMine
+        var past = JournalPast(trust: .lost, survives: false)
         if isMine {
-            // After a power loss what no safe point covers may have holes: nobody can go on from it. A folder that has not
-            // even the mark of the attachment has lost it that way, at whatever start.
-            survives = !server.hasRebooted && Journal.isLeft(in: folder, context.scratch)
-            replayed = try await replay(folder, head, pages)
+            // After a power loss what no safe point covers may have holes: nobody can go on from it.
+            (past, replayed) = try await replay(folder, head, pages)
         } else {
             // Before the head says that the disk is ours: from then on a journal in this folder would be taken for good.
             try await setAside(folder)
@@ -86,7 +84,7 @@ struct DiskOpener {
         var next = head
         next.epoch += 1
         next.owner = Head.Owner(server: server.id, host: server.host, sinceMs: context.environment.wallMs)
-        if survives, let gone = head.session,
+        if past.survives, let gone = head.session,
             replayed?.lostSessions.contains(JournalFormat.sessionSum(gone)) == true
         {
             // Decided before, and the head had not heard of it when the server ended.
@@ -95,7 +93,7 @@ struct DiskOpener {
         }
         // Given back in order: everything is committed, and whom the head names has lost nothing so far.
         let claimant = head.owner == nil ? head.session : nil
-        if !survives, claimant == nil {
+        if !past.survives, claimant == nil {
             if let gone = head.session {
                 context.log.notice("disk \(name): session '\(gone)' did not end cleanly, and its last writes are lost")
                 next.lose(session: gone)
@@ -104,17 +102,67 @@ struct DiskOpener {
         }
         // Before the swap is sent: whoever takes the disk from then on finds the claim.
         let claim = try await makeClaim(next, at: heads.location)
-        do throws(CatalogError) {
-            guard case .won(let tag) = try await heads.swap(next, expecting: found.etag) else {
+        do {
+            let swap = try await AttachError.wrap { () throws(CatalogError) in
+                try await heads.swap(next, expecting: found.etag)
+            }
+            guard case .won(let tag) = swap else {
                 claim.end()
                 return nil
             }
-            if let reason = claim.lostReason { throw CatalogError(.conflict, "disk '\(name)': \(reason); try again") }
-            return make(
-                next, tag, heads, folder, pages, replayed, claim, survives: survives, claimant: claimant)
+            if let reason = claim.lostReason {
+                throw AttachError(.refused, "disk '\(name)': \(reason); try again")
+            }
+            return try await begin(next, tag, heads, folder, pages, past, replayed, claim, claimant: claimant)
         } catch {
             claim.end()
-            throw AttachError(error)
+            throw error
+        }
+    }
+
+    /// The disk, from a head that was won. Its journal is made ready first: nothing may be appended to one that is not.
+    private func begin(
+        _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages, _ past: JournalPast,
+        _ replayed: ReplayedJournal?, _ claim: Claim, claimant: String?
+    ) async throws(AttachError) -> Disk {
+        let journal = Journal(
+            folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence,
+            pages: pages, context: context)
+        var disk: Disk?
+        do throws(ScratchError) {
+            if let replayed { try await journal.adopt(replayed, mustRewrite: past.mustRewrite) }
+            journal.release(upTo: head.journalSequence)
+            if past.survives { try await journal.marker.attach(bootID: server.bootID, synced: past.synced) }
+            let made = make(
+                head, tag, heads, pages, journal, replayed, claim, survives: past.survives, claimant: claimant)
+            disk = made
+            if !past.survives {
+                try await rolledBack(journal)
+                try await journal.marker.attach(bootID: server.bootID, synced: past.synced)
+            }
+            return made
+        } catch {
+            disk?.lose("its journal can't be made ready")
+            throw AttachError(
+                .unavailable,
+                "disk '\(name)': its journal can't be made ready: \(error). Nothing is lost; attach again once the scratch disk can be written"
+            )
+        }
+    }
+
+    /// Waits until the journal says that the disk went back. Only then may it be marked with this boot: the next start
+    /// would take what power has torn for what a crash left whole.
+    private func rolledBack(_ journal: Journal) async throws(ScratchError) {
+        let patienceNs = UInt64(min(5_000, context.settings.requestTimeoutMs)) * 1_000_000
+        let deadline = context.environment.nowNs + patienceNs
+        while journal.appendedSequence < journal.lastSequence {
+            if let failure = journal.failure { throw failure }
+            if context.environment.nowNs >= deadline {
+                throw ScratchError(
+                    errno: 28 /* ENOSPC */,
+                    description: "there is no room to note that the disk went back to its last safe point")
+            }
+            await context.environment.sleep(ns: 10_000_000)
         }
     }
 
@@ -146,22 +194,16 @@ struct DiskOpener {
     }
 
     private func make(
-        _ head: Head, _ tag: ETag, _ heads: HeadStore, _ folder: String, _ pages: DirtyPages,
+        _ head: Head, _ tag: ETag, _ heads: HeadStore, _ pages: DirtyPages, _ journal: Journal,
         _ replayed: ReplayedJournal?, _ claim: Claim, survives: Bool, claimant: String?
     ) -> Disk {
-        let journal = Journal(
-            folder: folder, diskID: head.diskID, epoch: head.epoch, lastSequence: head.journalSequence, pages: pages,
-            context: context)
         if let replayed {
-            journal.adopt(replayed.segments, lastSequence: replayed.lastSequence)
             if replayed.records > 0 {
                 context.log.notice(
                     "disk \(name): \(replayed.records) journal records taken up again\(replayed.tornBytes > 0 ? ", \(replayed.tornBytes) bytes of an unfinished one cut off" : "")"
                 )
             }
         }
-        journal.release(upTo: head.journalSequence)
-        journal.markAttached()
         let disk = Disk(
             name: name, head: head, headTag: tag, manifest: head.manifest(cache: context.manifests),
             serverID: server.id,
@@ -219,11 +261,18 @@ struct DiskOpener {
     }
 
     private func replay(_ folder: String, _ head: Head, _ pages: DirtyPages) async throws(AttachError)
-        -> ReplayedJournal
+        -> (JournalPast, ReplayedJournal)
     {
         do {
-            return try await JournalReplay.run(
-                folder: folder, diskID: head.diskID, base: head.journalSequence, pages: pages, scratch: context.scratch)
+            let past = try await JournalPast.find(
+                in: folder, of: head.diskID, bootID: server.bootID, context.scratch)
+            let replayed = try await JournalReplay.run(
+                folder: folder, diskID: head.diskID, base: head.journalSequence, past: past, pages: pages,
+                scratch: context.scratch, fault: context.settings.fault)
+            return (past, replayed)
+        } catch let error as ScratchError where error.isLack {
+            throw AttachError(
+                .unavailable, "disk '\(name)': its journal can't be read now: \(error). Nothing is lost; attach again")
         } catch {
             throw AttachError(
                 .unavailable,
@@ -236,10 +285,15 @@ struct DiskOpener {
     private func setAside(_ folder: String) async throws(AttachError) {
         do throws(ScratchError) {
             let numbers = try JournalReplay.segmentNumbers(in: folder, scratch: context.scratch)
-            if numbers.isEmpty { return }
+            if numbers.isEmpty {
+                // A mark is of that time too, and would speak of records that this one never had.
+                try context.scratch.remove(JournalMark.path(folder))
+                return
+            }
             let target =
                 "\(DiskOpener.lostRoot)/\(folder.dropFirst(DiskOpener.journalRoot.count + 1)).\(context.environment.wallMs)"
             _ = try context.scratch.open("\(target)/set-aside", create: true)
+            try context.scratch.remove(JournalMark.path(folder))
             for number in numbers {
                 try context.scratch.rename(Journal.path(folder, number), to: Journal.path(target, number))
             }

@@ -142,7 +142,9 @@ extension Disk {
     /// Lets go of a layer that nobody can see any more: some of it each turn, for it may hold millions of pages.
     func discard(_ layer: Layer) {
         if layer.overheadBytes > 1 << 20 { context.heapHasShrunk = true }
-        if layer.drop(atMost: 16_384) { return context.giveBackLater() }
+        let isDone = layer.drop(atMost: 16_384)
+        context.rooms.mayHaveCome()
+        if isDone { return context.giveBackLater() }
         nonisolated(unsafe) let rest = layer  // stays on this loop
         context.loop.post { [self] in discard(rest) }
     }

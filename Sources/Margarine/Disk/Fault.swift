@@ -61,6 +61,10 @@ package enum Fault: String, Sendable, CaseIterable {
     case livenessByClock
     /// Lease: requests are served and acknowledged however old the last proof of ownership is.
     case leaseNotAsked
+    /// Journal: what an earlier recovery cut off is taken up again when it comes back, and is not removed for good.
+    case replayIgnoresTimeline
+    /// Commit: a generation goes past a roll-back that is not in the journal.
+    case commitPassesRollBack
 }
 
 #if MARGARINE_FAULTS

@@ -4,16 +4,20 @@
 // Always holds:
 // - records reach the file in sequence order, and a batch only after the one before it is whole;
 // - `syncedSequence` never runs ahead of a completed fdatasync of every segment that holds records up to it;
-// - a segment is removed only when the store has everything in it.
+// - a segment is removed only when the store has everything in it;
+// - what the scratch disk lacks for the moment (space, descriptors, memory) is waited for; after any other error nothing is
+//   written any more, and whoever wants to go on takes the journal up anew.
 
 internal import BlockCache
-package import Runtime
+internal import Runtime
 
 /// Owned by its disk's loop.
 package final class Journal: @unchecked Sendable {
     /// One file. Slots remember its number, and reads keep the file open after it was removed.
     final class Segment: @unchecked Sendable {  // owned by the disk's loop
         let number: UInt32
+        /// Its name for ever; 0 until it has a header.
+        var id: UInt64 = 0
         let file: any ScratchFile
         let path: String
         var lengthBytes: UInt64
@@ -28,7 +32,7 @@ package final class Journal: @unchecked Sendable {
         }
     }
 
-    private struct Operation {
+    struct Operation {
         var kind: JournalFormat.Kind
         var sequence: UInt64
         var a: UInt64
@@ -37,7 +41,7 @@ package final class Journal: @unchecked Sendable {
     }
 
     /// A batch that the kernel has not taken yet.
-    private struct Flight {
+    struct Flight {
         var segment: Segment
         var offset: UInt64
         var lengthBytes: UInt64
@@ -46,24 +50,26 @@ package final class Journal: @unchecked Sendable {
     }
 
     let folder: String
-    private let diskID: ObjectID
-    private let scratch: any ScratchDisk
-    private let pages: DirtyPages
-    private let context: DiskContext
+    let diskID: ObjectID
+    let scratch: any ScratchDisk
+    let pages: DirtyPages
+    let context: DiskContext
     /// Of the attachment; in every new segment.
-    var epoch: UInt64
+    let epoch: UInt64
 
-    private(set) var segments: [UInt32: Segment] = [:]
-    private var current: Segment?
-    private var nextNumber: UInt32
+    var segments: [UInt32: Segment] = [:]
+    var current: Segment?
+    var nextNumber: UInt32
+    /// The id of the newest segment, which the next one follows; 0 for none.
+    var lastID: UInt64 = 0
     /// Number of the last record queued.
     private(set) var lastSequence: UInt64
     /// Number of the last record the kernel has.
     private(set) var appendedSequence: UInt64
     /// Everything up to here survives power loss.
-    private(set) var syncedSequence: UInt64
+    var syncedSequence: UInt64
     /// Bytes in all segments; of the daemon's budget.
-    private(set) var liveBytes: UInt64 = 0 {
+    var liveBytes: UInt64 = 0 {
         didSet { context.journals.change(from: oldValue, to: liveBytes) }
     }
     /// With what is not in a segment yet: what the limit is held against.
@@ -73,27 +79,37 @@ package final class Journal: @unchecked Sendable {
         queued.count * MemoryLayout<Operation>.stride + (queuedSlots.count + (flight == nil ? 0 : flightSlots.count))
             * 4
     }
-    /// A batch is being written.
-    private var isInKernel = false
-    private var abandoned: (() -> Void)?
     /// Set after an error that leaves unknown what is on the disk. Nothing can be written any more.
     private(set) var failure: ScratchError?
+    private var isAbandoned = false
 
     // The batch that the turn is collecting, and the one being appended.
-    private var queued: [Operation] = []
+    private(set) var queued: [Operation] = []
     private var queuedSlots: [UInt32] = []
     private var turn: UInt64 = 1
-    private var flight: Flight?
+    private(set) var flight: Flight?
     private var flightSlots: [UInt32] = []
     private var header: UnsafeMutableRawBufferPointer = .init(start: nil, count: 0)
     private var pieces: [UnsafeRawBufferPointer] = []
+    /// The kernel reads `header` and frames: its completion keeps this journal until then.
+    private var isWriting = false
+    /// Called once that is so no more.
+    private var whenQuiet: [() -> Void] = []
+    /// Waits for what the scratch disk lacks.
+    private var waits = ScratchWaits()
+    /// Records that undo what was acknowledged, or end a session, and are not in the file yet; ascending.
+    private var pendingEnds: [UInt64] = []
+    private var endWaiters: [(sequence: UInt64, continuation: CheckedContinuation<Void, Never>)] = []
 
-    private var syncWaiters: [(sequence: UInt64, done: (ScratchError?) -> Void)] = []
-    private var isSyncing = false
-    private var directoryIsSynced = true
+    var syncWaiters: [(sequence: UInt64, done: (ScratchError?) -> Void)] = []
+    var isSyncing = false
+    var directoryIsSynced = true
+    var marker: JournalMarker
 
     /// A batch that did not complete inline is whole now (or failed).
     var onAppended: (_ turn: UInt64, _ error: ScratchError?) -> Void = { _, _ in }
+    /// It has failed, and nothing of it is under way any more: the journal may be taken up anew.
+    var onFailed: (ScratchError) -> Void = { _ in }
 
     init(folder: String, diskID: ObjectID, epoch: UInt64, lastSequence: UInt64, pages: DirtyPages, context: DiskContext)
     {
@@ -107,25 +123,19 @@ package final class Journal: @unchecked Sendable {
         appendedSequence = lastSequence
         syncedSequence = lastSequence
         nextNumber = 1
+        marker = JournalMarker(folder: folder, diskID: diskID, epoch: epoch, context: context)
     }
 
     deinit {
         header.deallocate()
+        if let trouble = waits.trouble { context.journals.troubles.end(trouble, context) }
         context.journals.change(from: liveBytes, to: 0)
     }
 
-    /// Takes over what recovery found: the segments, and where numbering goes on.
-    func adopt(_ found: [Segment], lastSequence: UInt64) {
-        for segment in found {
-            segments[segment.number] = segment
-            liveBytes += segment.lengthBytes
-            nextNumber = max(nextNumber, segment.number + 1)
-        }
-        self.lastSequence = max(self.lastSequence, lastSequence)
-        appendedSequence = self.lastSequence
-        // What was found may still be in the page cache only: the next sync covers it.
-        syncedSequence = 0
-        directoryIsSynced = false
+    /// Numbering goes on behind what recovery found.
+    func goOn(behind sequence: UInt64) {
+        lastSequence = max(lastSequence, sequence)
+        appendedSequence = lastSequence
     }
 
     // MARK: Queueing
@@ -142,7 +152,29 @@ package final class Journal: @unchecked Sendable {
     func zero(first: UInt64, count: UInt64) -> UInt64 { queue(.zero, first, count, 0) }
 
     @discardableResult
-    func mark(_ kind: JournalFormat.Kind, _ a: UInt64 = 0) -> UInt64 { queue(kind, a, 0, 0) }
+    func mark(_ kind: JournalFormat.Kind, _ a: UInt64 = 0) -> UInt64 {
+        let sequence = queue(kind, a, 0, 0)
+        if kind == .rollBack || kind == .sessionReplaced { pendingEnds.append(sequence) }
+        return sequence
+    }
+
+    /// Returns once no record up to `sequence` that undoes something, or ends a session, is missing in the file: a
+    /// generation that went past it would hide it from the next recovery. (Other records may be missing. If commits waited
+    /// for all of them, a scratch disk full of journals would stay full.)
+    func whenEndsAreAppended(upTo sequence: UInt64) async throws(ScratchError) {
+        if context.settings.fault == .commitPassesRollBack { return }
+        while let first = pendingEnds.first, first <= sequence {
+            if let failure { throw failure }
+            await withCheckedContinuation { endWaiters.append((first, $0)) }
+        }
+    }
+
+    private func wakeEndWaiters() {
+        if endWaiters.isEmpty { return }
+        let waiters = endWaiters
+        endWaiters = []
+        for waiter in waiters { waiter.continuation.resume() }
+    }
 
     private func queue(_ kind: JournalFormat.Kind, _ a: UInt64, _ b: UInt64, _ slots: Int) -> UInt64 {
         lastSequence += 1
@@ -155,6 +187,7 @@ package final class Journal: @unchecked Sendable {
     /// Appends what is queued. `.pending` when the kernel could not take it at once: `onAppended` tells.
     func append() -> TurnEnd {
         if failure != nil { return .failed(.io) }
+        if waits.isWaiting { return .pending(turn: queued.isEmpty ? turn - 1 : turn) }
         if flight != nil, context.settings.fault != .acknowledgedBeforeAppend {
             return queued.isEmpty ? .pending(turn: turn - 1) : .pending(turn: turn)
         }
@@ -207,8 +240,11 @@ package final class Journal: @unchecked Sendable {
         pieces.removeAll(keepingCapacity: true)
         if prefix > 0 {
             JournalFormat.putSegmentHeader(
-                header.baseAddress!, disk: diskID, epoch: epoch, number: UInt64(segment.number),
-                firstSequence: queued[0].sequence)
+                header.baseAddress!,
+                JournalFormat.SegmentHeader(
+                    epoch: epoch, number: UInt64(segment.number), firstSequence: queued[0].sequence, id: segment.id,
+                    follows: lastID), of: diskID)
+            lastID = segment.id
             pieces.append(UnsafeRawBufferPointer(start: header.baseAddress!, count: prefix))
         }
         var at = prefix
@@ -250,10 +286,11 @@ package final class Journal: @unchecked Sendable {
     private func launch() -> Bool {
         guard let now = flight else { preconditionFailure("launch without a batch") }
         do {
+            // The completion holds the journal: until then the kernel reads its memory.
             let inline = try pieces.withUnsafeBufferPointer { buffers throws(ScratchError) in
-                try now.segment.file.write(buffers, at: now.offset) { [weak self] error in self?.landed(error) }
+                try now.segment.file.write(buffers, at: now.offset) { [self] error in landed(error) }
             }
-            if inline { land() } else { isInKernel = true }
+            if inline { land() } else { isWriting = true }
             return inline
         } catch {
             stumble(error)
@@ -262,11 +299,11 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func landed(_ error: ScratchError?) {
-        isInKernel = false
-        if let done = abandoned {
-            abandoned = nil
-            return done()
-        }
+        isWriting = false
+        let waiting = whenQuiet
+        whenQuiet = []
+        for done in waiting { done() }
+        if failure != nil { return isAbandoned ? () : tellFailure() }
         if let error { return stumble(error) }
         let turn = land()
         if queued.isEmpty {
@@ -288,28 +325,31 @@ package final class Journal: @unchecked Sendable {
         liveBytes += now.lengthBytes
         appendedSequence = now.lastSequence
         for slot in flightSlots { pages.journaled(slot) }
+        if !pendingEnds.isEmpty {
+            pendingEnds.removeAll { $0 <= appendedSequence }
+            wakeEndWaiters()
+        }
+        if let trouble = waits.end() { context.journals.troubles.end(trouble, context) }
+        context.rooms.mayHaveCome()
         if flightSlots.count > 4096 { flightSlots = [] }
         // A batch cut at 32 MiB is complete only with its rest.
         return now.turn < turn ? now.turn : now.turn - 1
     }
 
-    /// A full scratch disk is waited out; any other error ends the journal.
+    /// What the scratch disk lacks for the moment is waited for; any other error ends the journal.
     private func stumble(_ error: ScratchError) {
-        if error.isNoSpace {
-            context.problem("journal of \(folder): \(error); writers wait until there is space again")
-            context.after(ns: 500_000_000) { [weak self] in self?.retry() }
-        } else {
-            fail(error)
+        guard error.isLack else { return fail(error) }
+        if waits.trouble != error.errno {
+            if let before = waits.trouble { context.journals.troubles.end(before, context) }
+            context.journals.troubles.begin(error, context)
         }
+        context.after(ns: waits.begin(error)) { [weak self] in self?.retry() }
     }
 
     private func retry() {
+        waits.isWaiting = false
         guard failure == nil else { return }
-        if flight != nil {
-            if launch() { landedAfterRetry() }
-        } else if case .acknowledged = append() {
-            landedAfterRetry()
-        }
+        if flight == nil || launch() { landedAfterRetry() }
     }
 
     private func landedAfterRetry() {
@@ -317,208 +357,50 @@ package final class Journal: @unchecked Sendable {
         pump()
     }
 
-    private func fail(_ error: ScratchError) {
+    /// Ends the journal. Who takes it up anew must not find a write of this one still under way.
+    func fail(_ error: ScratchError) {
+        guard failure == nil else { return }
         failure = error
         context.problem(
-            "journal of \(folder) can't be written: \(error); the disk takes no more writes until it is attached anew")
-        onAppended(.max, error)
+            "journal of \(folder) can't be written: \(error); the disk is closed, and the next attach takes up the journal as it is"
+        )
+        if !isWriting { tellFailure() }
+    }
+
+    /// Nothing is written any more, for the disk is not this object's any more: what is queued was never acknowledged. Calls
+    /// `done` when no write is under way any more: then another object may take the journal up.
+    func abandon(_ done: @escaping () -> Void = {}) {
+        if failure == nil {
+            isAbandoned = true
+            failure = ScratchError(errno: 125 /* ECANCELED */, description: "the disk is no longer served here")
+            context.loop.post { [self] in tellWaiters() }
+        }
+        if isWriting { whenQuiet.append(done) } else { done() }
+    }
+
+    /// Never within the call that failed: its caller is a connection's turn, and the disk ends all connections.
+    private func tellFailure() {
+        context.loop.post { [self] in
+            guard let failure else { return }
+            onFailed(failure)
+            onAppended(.max, failure)
+            tellWaiters()
+        }
+    }
+
+    private func tellWaiters() {
+        wakeEndWaiters()
         let waiters = syncWaiters
         syncWaiters = []
-        for waiter in waiters { waiter.done(error) }
+        for waiter in waiters { waiter.done(failure) }
     }
 
-    /// The disk is done for here, and its journal may be taken up by another object at once: nothing more is written. Calls
-    /// `done` when no write is under way any more.
-    func abandon(_ done: @escaping () -> Void) {
-        let error = failure ?? ScratchError(errno: 5 /* EIO */, description: "the disk was lost")
-        failure = error
-        let waiters = syncWaiters
-        syncWaiters = []
-        for waiter in waiters { waiter.done(error) }
-        if isInKernel { abandoned = done } else { done() }
+    /// Gives back what an idle disk need not hold.
+    func freeBuffers() {
+        if header.count == 0 { return }
+        header.deallocate()
+        header = .init(start: nil, count: 0)
+        pieces = []
+        flightSlots = []
     }
-
-    // MARK: Segments
-
-    private func writableSegment() throws(ScratchError) -> Segment {
-        if let current, current.lengthBytes < segmentBytes { return current }
-        let number = nextNumber
-        let path = Journal.path(folder, number)
-        let file = try scratch.open(path, create: true)
-        try file.truncate(to: 0)
-        // The header goes in front of the first batch, in the same write.
-        let segment = Segment(number: number, file: file, path: path, lengthBytes: 0, lastSequence: appendedSequence)
-        nextNumber += 1
-        segments[number] = segment
-        current = segment
-        directoryIsSynced = false
-        return segment
-    }
-
-    static func path(_ folder: String, _ number: UInt32) -> String {
-        let digits = String(number)
-        return folder + "/" + String(repeating: "0", count: 10 - digits.count) + digits + ".journal"
-    }
-
-    /// A new segment begins once one is this long: a share of the limit, so that commits free something of a small one.
-    private var segmentBytes: UInt64 {
-        min(UInt64(JournalFormat.segmentBytes), max(context.settings.journalLimitBytes / 16, 1 << 20))
-    }
-
-    /// At a safe point of a journal that is filling up, the next record begins a new segment: the old one can go as soon as
-    /// the safe point is committed.
-    func rotateIfFilling() {
-        guard flight == nil, liveBytes > context.settings.journalLimitBytes / 4 || context.journals.isFilling else {
-            return
-        }
-        current = nil
-    }
-
-    /// The store has everything up to `sequence`: removes the segments that hold nothing else.
-    func release(upTo sequence: UInt64) {
-        if let current, current.lastSequence <= sequence, flight == nil, current.lengthBytes > 1 << 20 || queued.isEmpty
-        {
-            self.current = nil
-        }
-        for segment in segments.values
-        where segment.lastSequence <= sequence && segment !== current && segment !== flight?.segment {
-            segments[segment.number] = nil
-            liveBytes -= segment.lengthBytes
-            do { try scratch.remove(segment.path) } catch {
-                context.problem("\(segment.path) can't be removed: \(error)")
-            }
-        }
-        if segments.isEmpty, header.count > 0, flight == nil {
-            header.deallocate()
-            header = .init(start: nil, count: 0)
-            pieces = []
-            flightSlots = []
-        }
-    }
-
-    // MARK: Syncing
-
-    /// Calls `done` once everything queued so far survives power loss.
-    func sync(_ done: @escaping (ScratchError?) -> Void) {
-        if let failure { return done(failure) }
-        if lastSequence <= syncedSequence || context.settings.fault == .journalSyncSkipped { return done(nil) }
-        syncWaiters.append((lastSequence, done))
-        pump()
-    }
-
-    private func pump() {
-        guard !isSyncing, failure == nil, let first = syncWaiters.first, first.sequence <= appendedSequence else {
-            return
-        }
-        isSyncing = true
-        let target = appendedSequence
-        let unsynced = segments.values.filter { !$0.isSynced }
-        for segment in unsynced { segment.isSynced = true }
-        let directory = directoryIsSynced ? nil : folder
-        directoryIsSynced = true
-        context.spawn { [self] in
-            do throws(ScratchError) {
-                for segment in unsynced { try await segment.file.sync() }
-                if let directory { try await scratch.syncDirectory(directory) }
-                synced(upTo: target)
-            } catch {
-                fail(error)
-            }
-        }
-    }
-
-    private func synced(upTo target: UInt64) {
-        isSyncing = false
-        syncedSequence = max(syncedSequence, target)
-        var ready: [(ScratchError?) -> Void] = []
-        syncWaiters.removeAll { waiter in
-            if waiter.sequence <= syncedSequence { ready.append(waiter.done) }
-            return waiter.sequence <= syncedSequence
-        }
-        for done in ready { done(nil) }
-        pump()
-    }
-
-    // MARK: Reading back
-
-    /// Pages one behind the other in a segment, which stays readable as long as this value lives, released or not.
-    struct Piece: Sendable {
-        let segment: Segment
-        let offset: UInt32
-        /// Of each page.
-        var sums: [UInt32]
-
-        /// Where page `index` of the piece is.
-        func location(_ index: Int) -> JournalLocation {
-            JournalLocation(segment: segment.number, offset: offset + UInt32(index * Geometry.pageBytes))
-        }
-    }
-
-    /// Groups slots whose pages lie one behind the other; order is kept. Take hold of what is to be read before anything is
-    /// awaited: a commit may release segments meanwhile.
-    func pieces(of slots: [UInt32]) -> [Piece] {
-        var pieces: [Piece] = []
-        for slot in slots {
-            let s = pages[slot]
-            if let last = pieces.last, last.location(last.sums.count) == s.location {
-                pieces[pieces.count - 1].sums.append(s.sum)
-            } else {
-                guard let segment = segments[s.location.segment] else {
-                    preconditionFailure("a page in segment \(s.location.segment) of \(folder), which was released")
-                }
-                pieces.append(Piece(segment: segment, offset: s.location.offset, sums: [s.sum]))
-            }
-        }
-        return pieces
-    }
-
-    /// Reads pages back, verified.
-    func read(_ piece: Piece) async throws(ScratchError) -> [UInt8] {
-        let bytes = try await piece.segment.file.read(
-            count: piece.sums.count * Geometry.pageBytes, at: UInt64(piece.offset))
-        let bad = bytes.withUnsafeBytes { p in
-            piece.sums.indices.first {
-                JournalFormat.pageSum(p.baseAddress! + $0 * Geometry.pageBytes) != piece.sums[$0]
-            }
-        }
-        if let bad {
-            throw ScratchError.corrupt(
-                "\(piece.segment.path): the page at \(Int(piece.offset) + bad * Geometry.pageBytes) is not what was written there"
-            )
-        }
-        return bytes
-    }
-
-    /// Removes every segment: the disk was released clean.
-    func removeAll() {
-        release(upTo: .max)
-        Journal.unmarkAttached(folder, scratch)
-        // And the folder, where nothing is left in it.
-        try? scratch.remove(folder)
-    }
-
-    // MARK: The mark of an attached disk
-
-    // A disk whose journal is empty is attached all the same: the daemon that starts next takes it up, or gives it back.
-    private static func markPath(_ folder: String) -> String { folder + "/attached" }
-
-    func markAttached() {
-        do { _ = try scratch.open(Journal.markPath(folder), create: true) } catch {
-            context.problem("\(Journal.markPath(folder)) can't be made: \(error)")
-        }
-    }
-
-    static func unmarkAttached(_ folder: String, _ scratch: any ScratchDisk) { try? scratch.remove(markPath(folder)) }
-
-    /// Whether a disk with this folder was attached, or has a journal, when its server ended.
-    static func isLeft(in folder: String, _ scratch: any ScratchDisk) -> Bool {
-        // One that can't be read is looked at by those who say why.
-        guard let names = try? scratch.list(folder) else { return true }
-        return names.contains { $0.hasSuffix(".journal") } || names.contains("attached")
-    }
-}
-
-extension ScratchError {
-    package var isNoSpace: Bool { errno == 28 /* ENOSPC */ || errno == 122 /* EDQUOT */ }
-    static func corrupt(_ text: String) -> ScratchError { ScratchError(errno: 5 /* EIO */, description: text) }
 }

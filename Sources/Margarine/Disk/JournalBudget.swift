@@ -11,6 +11,10 @@ package final class JournalBudget: Sendable {
     private let holders = Atomic<Int>(0)
     private let lastAskedNs = Atomic<UInt64>(0)
     private let ask = Mutex<@Sendable () -> Void>({})
+    /// Loops on which writers wait for room.
+    private let waitingLoops = Atomic<Int>(0)
+    private let wakers = Mutex<[@Sendable () -> Void]>([])
+    let troubles = ScratchTroubles()
 
     package init(limitBytes: UInt64) { self.limitBytes = limitBytes }
 
@@ -24,13 +28,30 @@ package final class JournalBudget: Sendable {
         if new >= old {
             heldBytes.add(new - old, ordering: .relaxed)
         } else {
-            heldBytes.subtract(old - new, ordering: .relaxed)
+            heldBytes.subtract(old - new, ordering: .sequentiallyConsistent)
         }
         if old == 0, new > 0 { holders.add(1, ordering: .relaxed) }
         if old > 0, new == 0 { holders.subtract(1, ordering: .relaxed) }
+        if new < old, waitingLoops.load(ordering: .sequentiallyConsistent) > 0 {
+            for wake in wakers.withLock({ $0 }) { wake() }
+        }
     }
 
-    func hasRoom(_ bytes: UInt64) -> Bool { usedBytes + bytes <= limitBytes }
+    /// Calls `wake`, from any thread, when bytes have become free while writers wait anywhere.
+    func whenRoomComes(_ wake: @escaping @Sendable () -> Void) { wakers.withLock { $0.append(wake) } }
+
+    /// Writers of one more loop wait (or of one less). Whoever begins to wait looks for room once more after this.
+    func loopWaits(_ waits: Bool) {
+        if waits {
+            waitingLoops.add(1, ordering: .sequentiallyConsistent)
+        } else {
+            waitingLoops.subtract(1, ordering: .sequentiallyConsistent)
+        }
+    }
+
+    func hasRoom(_ bytes: UInt64) -> Bool {
+        heldBytes.load(ordering: .sequentiallyConsistent) + bytes <= limitBytes
+    }
 
     /// Safe points are committed without waiting for their interval.
     var isFilling: Bool { usedBytes > limitBytes / 2 }
@@ -38,13 +59,17 @@ package final class JournalBudget: Sendable {
     /// At the limit, whoever holds this much has to give: the largest journal always does.
     var shareBytes: UInt64 { usedBytes / UInt64(max(1, holders.load(ordering: .relaxed))) }
 
-    /// A writer found no room. At most every 20 ms all disks are told.
-    func askForRoom(nowNs: UInt64) {
+    /// How often all disks are told at most.
+    static let askPauseNs: UInt64 = 20_000_000
+
+    /// A writer found no room: tells all disks. false: they were told just now; ask again after `askPauseNs`.
+    func askForRoom(nowNs: UInt64) -> Bool {
         let last = lastAskedNs.load(ordering: .relaxed)
-        guard nowNs >= last + 20_000_000,
+        guard nowNs >= last + JournalBudget.askPauseNs,
             lastAskedNs.compareExchange(expected: last, desired: nowNs, ordering: .relaxed).exchanged
-        else { return }
+        else { return false }
         let body = ask.withLock { $0 }
         body()
+        return true
     }
 }

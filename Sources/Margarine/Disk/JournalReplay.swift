@@ -1,13 +1,26 @@
-// Reads a journal back after a restart and rebuilds the layers it stands for. A torn tail is cut at the first record that
-// does not check out; nothing before it is lost. A cut that would drop what had been synced is damage, and is refused.
+// Reads a journal back after a restart and rebuilds the layers it stands for. What becomes of each place is in the table of
+// JournalVerdict.swift; here is how its labels are found.
+//
+// Always holds:
+// - nothing is changed here; what is not part of the journal is named, and removed before anything is written;
+// - of segments that contradict each other, the newest and those it goes on from (by their ids) are the journal;
+// - what had been synced, and without a loss of power whatever had been written, is read, or the journal is damaged.
 
 internal import BlockCache
 internal import Runtime
 
 /// What a journal holds beyond the committed generation.
 struct ReplayedJournal {
-    /// Ascending; the last may have a torn tail, which is never appended to.
+    /// Ascending.
     var segments: [Journal.Segment] = []
+    /// Not part of the journal: to be removed.
+    var dead: [Journal.Segment] = []
+    /// Segments that end before their files do.
+    var torn: [(segment: Journal.Segment, lengthBytes: UInt64)] = []
+    /// The id of the segment that the next one follows; 0 for none.
+    var lastID: UInt64 = 0
+    /// Larger than the number of any segment found.
+    var nextNumber: UInt32 = 1
     /// Everything up to the last safe point; nil when that is the committed generation itself.
     var waiting: Layer?
     var waitingKind: GenerationKind = .flush
@@ -22,7 +35,7 @@ struct ReplayedJournal {
     var records = 0
 }
 
-/// The journal can't be trusted: something that had been synced is gone or changed.
+/// The journal can't be trusted: something that must be there is gone or changed.
 struct JournalDamage: Error, CustomStringConvertible {
     var description: String
 }
@@ -31,29 +44,42 @@ struct JournalReplay {
     private let folder: String
     private let diskID: ObjectID
     private let base: UInt64
+    private let past: JournalPast
     private let pages: DirtyPages
     private let scratch: any ScratchDisk
+    private let fault: Fault?
     private var result: ReplayedJournal
+    private var timeline = JournalTimeline(headers: [], base: 0)
     private var window: [UInt8] = []
     private var windowOffset: UInt64 = 0
-    private var maxSynced: UInt64 = 0
+    private var maxSynced: UInt64
     private var expected: UInt64?
 
     /// Replays `folder` over a generation that contains everything up to sequence `base`.
+    ///
+    /// - Throws: `JournalDamage`; else the scratch disk failed, and nothing is known.
     static func run(
-        folder: String, diskID: ObjectID, base: UInt64, pages: DirtyPages, scratch: any ScratchDisk
+        folder: String, diskID: ObjectID, base: UInt64, past: JournalPast, pages: DirtyPages, scratch: any ScratchDisk,
+        fault: Fault? = nil
     ) async throws -> ReplayedJournal {
-        var replay = JournalReplay(folder: folder, diskID: diskID, base: base, pages: pages, scratch: scratch)
+        var replay = JournalReplay(
+            folder: folder, diskID: diskID, base: base, past: past, pages: pages, scratch: scratch, fault: fault)
         try await replay.readAll()
         return replay.result
     }
 
-    private init(folder: String, diskID: ObjectID, base: UInt64, pages: DirtyPages, scratch: any ScratchDisk) {
+    private init(
+        folder: String, diskID: ObjectID, base: UInt64, past: JournalPast, pages: DirtyPages, scratch: any ScratchDisk,
+        fault: Fault?
+    ) {
         self.folder = folder
         self.diskID = diskID
         self.base = base
+        self.past = past
         self.pages = pages
         self.scratch = scratch
+        self.fault = fault
+        maxSynced = past.synced
         result = ReplayedJournal(active: Layer(pages: pages), lastSequence: base)
         result.active.lastSequence = base
     }
@@ -66,81 +92,175 @@ struct JournalReplay {
         }.sorted()
     }
 
+    // MARK: Segments
+
     private mutating func readAll() async throws {
-        var cut: String?
+        var found: [(segment: Journal.Segment, header: JournalFormat.FoundHeader)] = []
         for number in try JournalReplay.segmentNumbers(in: folder, scratch: scratch) {
-            let path = Journal.path(folder, number)
-            let file = try scratch.open(path, create: false)
-            let segment = Journal.Segment(
-                number: number, file: file, path: path, lengthBytes: file.sizeBytes, lastSequence: result.lastSequence)
-            window = []
-            guard file.sizeBytes >= UInt64(JournalFormat.segmentHeaderBytes) else {
-                cut = cut ?? "\(path) has no header"
-                result.segments.append(segment)
-                continue
-            }
-            let head = try await bytes(at: 0, count: JournalFormat.segmentHeaderBytes, of: file)
-            guard
-                let header = head.withUnsafeBytes({
-                    JournalFormat.segmentHeader($0.baseAddress!, disk: diskID, number: UInt64(number))
-                })
-            else {
-                cut = cut ?? "\(path) has no valid header"
-                result.segments.append(segment)
-                continue
-            }
-            if let gap = gap(before: header.firstSequence) {
-                cut = cut ?? "\(path) begins \(gap)"
-            } else {
-                // After a torn tail a later start of the daemon went on here, with the next number.
-                cut = nil
-            }
-            if cut == nil {
-                cut = try await read(segment)
-            } else {
-                // Only looked at for what it says of the past.
-                if let (record, _) = try await record(at: UInt64(JournalFormat.segmentHeaderBytes), of: segment) {
-                    maxSynced = max(maxSynced, record.synced)
-                }
-                result.tornBytes += segment.lengthBytes
-            }
-            result.segments.append(segment)
+            found.append(try await open(number))
         }
-        if maxSynced > result.lastSequence {
+        timeline = JournalTimeline(
+            headers: found.compactMap { if case .header(let header) = $0.header { header } else { nil } }, base: base)
+        if fault == .replayIgnoresTimeline { timeline.takeAll() }
+        var troubles: [String] = []
+        for (segment, header) in found {
+            let label = label(header)
+            switch JournalVerdict.segment(label, past.trust) {
+            case .read:
+                guard case .header(let header) = header else { preconditionFailure("read without a header") }
+                if let cut = try await read(segment, header) { troubles.append(cut) }
+                result.segments.append(segment)
+                result.lastID = header.id
+            case .drop:
+                try await lookAtDead(segment, header)
+                troubles.append("\(segment.path): \(label)")
+            case .damage:
+                throw JournalDamage(
+                    description: "\(segment.path): \(describe(label, header)); \(JournalReplay.mustBeWhole)")
+            }
+        }
+        if JournalVerdict.isDamaged(synced: maxSynced, read: result.lastSequence) {
+            let places = troubles.isEmpty ? "" : " (\(troubles.prefix(3).joined(separator: "; ")))"
             throw JournalDamage(
                 description:
-                    "\(folder): records up to \(maxSynced) had been synced, but only those up to \(result.lastSequence) can be read"
-                    + (cut.map { " (\($0))" } ?? ""))
+                    "\(folder): records up to \(maxSynced) had been synced, but only those up to \(result.lastSequence) can be read\(places)"
+            )
         }
         for segment in result.segments { segment.lastSequence = min(segment.lastSequence, result.lastSequence) }
     }
 
-    /// Text, if records between what was read and `sequence` are missing.
-    private func gap(before sequence: UInt64) -> String? {
-        if let expected { if sequence == expected { return nil } }
-        if sequence <= base + 1 && (expected ?? 0) <= base + 1 { return nil }
-        return "with record \(sequence) where \(expected ?? base + 1) was due"
+    private static let mustBeWhole =
+        "the machine has not been started anew since this was written, so all of it must be there"
+
+    private func describe(_ label: SegmentFound, _ header: JournalFormat.FoundHeader) -> String {
+        if case .header(let header) = header {
+            return "begins with record \(header.firstSequence) where \(expected ?? base + 1) was due"
+        }
+        return "its header is \(label)"
+    }
+
+    private mutating func open(_ number: UInt32) async throws -> (Journal.Segment, JournalFormat.FoundHeader) {
+        result.nextNumber = max(result.nextNumber, number &+ 1)
+        let path = Journal.path(folder, number)
+        let file = try scratch.open(path, create: false)
+        let segment = Journal.Segment(
+            number: number, file: file, path: path, lengthBytes: file.sizeBytes, lastSequence: result.lastSequence)
+        window = []
+        let count = Int(min(file.sizeBytes, UInt64(JournalFormat.segmentHeaderBytes)))
+        let head = try await bytes(at: 0, count: count, of: file)
+        let header = head.withUnsafeBytes { p in
+            p.baseAddress.map {
+                JournalFormat.segmentHeader($0, available: count, disk: diskID, number: UInt64(number))
+            }
+        }
+        window = []
+        return (segment, header ?? .short)
+    }
+
+    private func label(_ found: JournalFormat.FoundHeader) -> SegmentFound {
+        switch found {
+        case .short: return .short
+        case .damaged: return .damaged
+        case .header(let header):
+            guard timeline.contains(header.number) else { return timeline.isBehind(header.number) ? .gap : .aside }
+            if header.firstSequence == expected, goesOn(header, from: result.lastID) { return .joins }
+            return isDue(header.firstSequence) && header.firstSequence != expected ? .begins : .gap
+        }
+    }
+
+    private func goesOn(_ header: JournalFormat.SegmentHeader, from id: UInt64) -> Bool {
+        header.follows == nil || header.follows == id || fault == .replayIgnoresTimeline
+    }
+
+    /// Whether no record that is needed is missing before `sequence`.
+    private func isDue(_ sequence: UInt64) -> Bool {
+        sequence == expected || (sequence <= base + 1 && (expected ?? 0) <= base + 1)
+    }
+
+    /// A segment that is not part of the journal still tells what had been synced.
+    private mutating func lookAtDead(_ segment: Journal.Segment, _ found: JournalFormat.FoundHeader) async throws {
+        if case .header(let header) = found,
+            let (record, _) = try await record(at: UInt64(header.lengthBytes), of: segment)
+        {
+            maxSynced = max(maxSynced, record.synced)
+        }
+        result.tornBytes += segment.lengthBytes
+        guard fault == .replayIgnoresTimeline else { return result.dead.append(segment) }
+        segment.lastSequence = result.lastSequence
+        result.segments.append(segment)
+    }
+
+    // MARK: Records
+
+    private enum Place {
+        case due(JournalFormat.Record, headBytes: Int, sums: [UInt32])
+        case other(RecordFound)
+
+        /// What lies behind does not matter.
+        var isGood: Bool { label == .due || label == .end }
+
+        var label: RecordFound {
+            switch self {
+            case .due: .due
+            case .other(let label): label
+            }
+        }
     }
 
     /// Reads all records of a segment. Returns where and why it was cut, nil when it is whole.
-    private mutating func read(_ segment: Journal.Segment) async throws -> String? {
-        var offset = UInt64(JournalFormat.segmentHeaderBytes)
-        while offset < segment.lengthBytes {
-            guard let (record, headBytes) = try await record(at: offset, of: segment),
-                gap(before: record.sequence) == nil,
-                let sums = try await verified(record, at: offset, headBytes: headBytes, of: segment)
-            else {
+    private mutating func read(_ segment: Journal.Segment, _ header: JournalFormat.SegmentHeader) async throws
+        -> String?
+    {
+        window = []
+        var offset = UInt64(header.lengthBytes)
+        while true {
+            let place = try await place(at: offset, of: segment)
+            let behind = place.isGood ? .nothing : timeline.behind(header, expecting: expected)
+            switch JournalVerdict.record(place.label, behind, past.trust) {
+            case .take:
+                guard case .due(let record, let headBytes, let sums) = place else {
+                    preconditionFailure("taken without a record")
+                }
+                maxSynced = max(maxSynced, record.synced)
+                apply(record, sums: sums, dataAt: offset + UInt64(headBytes), segment: segment)
+                expected = record.sequence + 1
+                segment.lastSequence = max(segment.lastSequence, record.sequence)
+                offset += UInt64(headBytes + record.dataBytes)
+            case .leave:
+                return nil
+            case .cut:
                 result.tornBytes += segment.lengthBytes - offset
+                if fault != .replayIgnoresTimeline { result.torn.append((segment, offset)) }
                 try await lookBeyond(offset, of: segment)
-                return "\(segment.path) at byte \(offset)"
+                return "\(segment.path) at byte \(offset): \(place.label)"
+            case .damage:
+                throw JournalDamage(
+                    description:
+                        "\(segment.path), at byte \(offset): the record is \(place.label); \(JournalReplay.mustBeWhole)"
+                )
             }
-            maxSynced = max(maxSynced, record.synced)
-            apply(record, sums: sums, dataAt: offset + UInt64(headBytes), segment: segment)
-            expected = record.sequence + 1
-            segment.lastSequence = max(segment.lastSequence, record.sequence)
-            offset += UInt64(headBytes + record.dataBytes)
         }
-        return nil
+    }
+
+    private mutating func place(at offset: UInt64, of segment: Journal.Segment) async throws -> Place {
+        if offset == segment.lengthBytes { return .other(.end) }
+        guard let (record, headBytes) = try await record(at: offset, of: segment) else {
+            return .other(try await isBeginning(at: offset, of: segment) ? .partial : .damaged)
+        }
+        if offset + UInt64(headBytes + record.dataBytes) > segment.lengthBytes { return .other(.partial) }
+        guard let sums = try await verified(record, at: offset, headBytes: headBytes, of: segment) else {
+            return .other(.damaged)
+        }
+        return isDue(record.sequence) ? .due(record, headBytes: headBytes, sums: sums) : .other(.stray)
+    }
+
+    /// Whether the file ends within the header of what may well be a record.
+    private mutating func isBeginning(at offset: UInt64, of segment: Journal.Segment) async throws -> Bool {
+        let count = Int(min(segment.lengthBytes - offset, UInt64(JournalFormat.recordHeaderBytes)))
+        let left = segment.lengthBytes - offset
+        return try await bytes(at: offset, count: count, of: segment.file).withUnsafeBytes {
+            JournalFormat.isBeginning($0.baseAddress!, count: count, available: left)
+        }
     }
 
     /// Looks for records behind a cut: they tell whether what is missing had been synced. Records lie at multiples of 4.

@@ -101,7 +101,7 @@ final class StatusQueue: @unchecked Sendable {
                     if let outdated { try await outdated.load(page) } else { try await source.load(page) }
                     if ticket.isWanted { missing = step(ticket, outdated) }
                 } catch {
-                    guard error.kind == .unavailable || error.kind == .unclear else {
+                    guard error.isOutage else {
                         return fail(ticket, "failed: \(error)")
                     }
                     await source.context.environment.sleep(ns: 200_000_000)

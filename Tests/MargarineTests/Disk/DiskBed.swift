@@ -39,10 +39,10 @@ final class DiskBed: Sendable {
     /// - Parameter alive: servers that live, whatever others do.
     init(
         store: MemoryBucket = MemoryBucket(), scratch: MemoryScratch = MemoryScratch(), server: String = "a",
-        rebooted: Bool = false, takeover: Takeover = .dead, alive: Set<String> = [],
+        rebooted: Bool = false, boot: String = "boot", takeover: Takeover = .dead, alive: Set<String> = [],
         settings change: (inout DiskSettings) -> Void = { _ in }, memoryBytes: Int = 16 << 20,
         dirtyBytes: Int = 4 << 20,
-        journalBytes: UInt64 = 1 << 40, over several: Store? = nil
+        journalBytes: UInt64 = 1 << 40, over several: Store? = nil, lines: LogLines? = nil
     ) throws {
         self.store = store
         self.scratch = scratch
@@ -60,6 +60,10 @@ final class DiskBed: Sendable {
         change(&settings)
         var log = Logger(label: "bed") { _ in SwiftLogNoOpLogHandler() }
         log.logLevel = .critical
+        if let lines {
+            log = Logger(label: "bed") { _ in lines }
+            log.logLevel = .notice
+        }
         context = DiskContext(
             loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
             manifests: ManifestCache(locations), arena: FrameArena(budgetBytes: dirtyBytes),
@@ -71,7 +75,9 @@ final class DiskBed: Sendable {
         manager = DiskManager(
             contexts: [context],
             store: several ?? Store(id: ObjectID(high: 0, low: 1), locations: locations, environment: environment),
-            server: ServerIdentity(id: server, host: "host-\(server)", hasRebooted: rebooted), takeover: takeover,
+            server: ServerIdentity(
+                id: server, host: "host-\(server)", bootID: rebooted ? environment.objectID().description : boot),
+            takeover: takeover,
             log: log,
             owners: OwnerWatch(
                 name: server, environment: environment, process: { _ in .outOfSight }, fault: settings.fault),
@@ -117,6 +123,22 @@ final class DiskBed: Sendable {
         }
         Issue.record("generation \(generation) of \(name) was not committed in \(5 * patience) s")
     }
+}
+
+/// What a bed's engine logs, for tests of that.
+struct LogLines: LogHandler {
+    private final class Kept: Sendable {
+        let lines = Mutex<[String]>([])
+    }
+    private let kept = Kept()
+    var all: [String] { kept.lines.withLock { $0 } }
+    var logLevel = Logger.Level.notice
+    var metadata: Logger.Metadata = [:]
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+    func log(event: LogEvent) { kept.lines.withLock { $0.append("\(event.message)") } }
 }
 
 /// How many times longer to wait than usual: what a sanitizer makes slow is not broken.

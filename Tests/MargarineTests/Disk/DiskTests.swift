@@ -447,8 +447,10 @@ import Testing
             contexts: try (0..<3).map { try context("r37-disks-\($0)") },
             store: Store(
                 id: bed.environment.objectID(), locations: bed.context.locations, environment: bed.environment),
-            server: ServerIdentity(id: "a", host: "h", hasRebooted: false), takeover: .dead, log: bed.context.log,
-            isAlive: { _, _ in nil })
+            server: ServerIdentity(id: "a", host: "h", bootID: "b"), takeover: .dead, log: bed.context.log,
+            owners: OwnerWatch(
+                name: "a", environment: bed.environment, process: { _ in .outOfSight }, fault: nil),
+            leases: bed.leases)
         let client = ClientIdentity(address: "h:1", host: "h")
         await Threads.refusing("r37-disks") {
             let error = await #expect(throws: AttachError.self) { try await manager.attach("a", client: client) }

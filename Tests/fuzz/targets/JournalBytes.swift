@@ -6,7 +6,8 @@ enum JournalBytes {
     static let disk = ObjectID(high: 0x1122_3344_5566_7788, low: 0x99aa_bbcc_ddee_ff00)
     static let headerBytes = 64
     static let pageBytes = 4096
-    private static let magic = Array("MRGNJSG1".utf8)
+    private static let magic = Array("MRGNJSG2".utf8)
+    private static let oldMagic = Array("MRGNJSG1".utf8)
     private static let recordMagic = Array("MJR1".utf8)
 
     static func word(_ bytes: [UInt8], _ at: Int) -> UInt64 {
@@ -31,7 +32,8 @@ enum JournalBytes {
         var start = 0
         var at = 8
         while at + 8 <= input.count, segments.count < 3 {
-            if input[at] == magic[0], input[at..<at + 8].elementsEqual(magic) {
+            let here = input[at..<at + 8]
+            if input[at] == magic[0], here.elementsEqual(magic) || here.elementsEqual(oldMagic) {
                 segments.append(Array(input[start..<at]))
                 start = at
                 at += 8
@@ -42,9 +44,34 @@ enum JournalBytes {
         return segments
     }
 
-    static func isHeader(_ bytes: [UInt8], number: UInt64) -> Bool {
-        bytes.count >= headerBytes && bytes.starts(with: magic) && word(bytes, 8) == disk.high
-            && word(bytes, 16) == disk.low && word(bytes, 32) == number && word(bytes, 56) == sum(bytes, 0, 56)
+    struct Header {
+        var number: UInt64
+        var epoch: UInt64
+        var first: UInt64
+        var id: UInt64
+        /// nil in version 1.
+        var follows: UInt64?
+        var length: Int
+    }
+
+    /// How long its header is, by its magic; 0 for neither.
+    static func headerLength(_ bytes: [UInt8]) -> Int {
+        bytes.starts(with: magic) ? 96 : bytes.starts(with: oldMagic) ? 64 : 0
+    }
+
+    /// Whether the file ends before its header does.
+    static func isShort(_ bytes: [UInt8]) -> Bool { bytes.count < 64 || bytes.count < headerLength(bytes) }
+
+    static func header(_ bytes: [UInt8], number: UInt64) -> Header? {
+        let length = headerLength(bytes)
+        guard length > 0, bytes.count >= length, word(bytes, 8) == disk.high, word(bytes, 16) == disk.low,
+            word(bytes, 32) == number, word(bytes, 40) < 1 << 62,
+            word(bytes, length - 8) == sum(bytes, 0, length - 8)
+        else { return nil }
+        let isOld = length == 64
+        return Header(
+            number: number, epoch: word(bytes, 24), first: word(bytes, 40), id: word(bytes, isOld ? 56 : 48),
+            follows: isOld ? nil : word(bytes, 56), length: length)
     }
 
     static func sum(_ bytes: [UInt8], _ start: Int, _ count: Int, seed: UInt64 = 0) -> UInt64 {
@@ -58,12 +85,13 @@ enum JournalBytes {
 
     /// Makes a segment this disk's, and all its sums right, as far as its records follow each other.
     static func seal(_ bytes: inout [UInt8], number: UInt64) {
-        guard bytes.count >= headerBytes else { return }
+        let length = headerLength(bytes)
+        guard length > 0, bytes.count >= length else { return }
         put(disk.high, &bytes, 8)
         put(disk.low, &bytes, 16)
         put(number, &bytes, 32)
-        put(sum(bytes, 0, 56), &bytes, 56)
-        var at = headerBytes
+        put(sum(bytes, 0, length - 8), &bytes, length - 8)
+        var at = length
         while isMarked(bytes, at) {
             let left = UInt64(bytes.count - at - headerBytes)
             var (extra, data) = (word(bytes, at + 40), word(bytes, at + 48))
@@ -105,38 +133,94 @@ struct JournalReading {
     private var active: [Change] = []
     private var lostSessions: Set<UInt64> = []
     private let base: UInt64
+    /// The machine still runs: all that was written must be there.
+    private let isKept: Bool
     private var next: UInt64?
+    /// Something that must be there is not.
+    private(set) var isDamaged = false
+    /// The headers of the segments that go on from each other, by number.
+    private var members: [UInt64: JournalBytes.Header] = [:]
+    private var lastID: UInt64 = 0
 
-    init(_ segments: [[UInt8]], base: UInt64) {
+    init(_ segments: [[UInt8]], base: UInt64, isKept: Bool) {
         self.base = base
+        self.isKept = isKept
         lastSequence = base
-        for (index, bytes) in segments.enumerated() { read(bytes, number: UInt32(index + 1)) }
+        let headers = segments.enumerated().compactMap { JournalBytes.header($1, number: UInt64($0 + 1)) }
+        for newest in headers.reversed() where members.isEmpty {
+            let line = JournalReading.line(to: newest, headers)
+            if line.contains(where: { $0.first <= base + 1 }) { for one in line { members[one.number] = one } }
+        }
+        for (index, bytes) in segments.enumerated() where !isDamaged { read(bytes, number: UInt64(index + 1)) }
+        if synced > lastSequence { isDamaged = true }
+    }
+
+    /// All that `newest` goes on from.
+    private static func line(to newest: JournalBytes.Header, _ all: [JournalBytes.Header]) -> [JournalBytes.Header] {
+        let before = all.filter { one in
+            guard one.number < newest.number else { return false }
+            guard let follows = newest.follows else { return true }
+            return follows != 0 && one.id == follows && one.epoch <= newest.epoch
+        }
+        guard let parent = before.last else { return [newest] }
+        return [newest] + line(to: parent, all)
     }
 
     private func isDue(_ sequence: UInt64) -> Bool {
         sequence == next || (sequence <= base + 1 && (next ?? 0) <= base + 1)
     }
 
-    private mutating func read(_ bytes: [UInt8], number: UInt32) {
-        guard JournalBytes.isHeader(bytes, number: UInt64(number)) else { return }
-        var at = JournalBytes.headerBytes
-        guard isDue(JournalBytes.word(bytes, 40)) else {
-            if let first = record(bytes, at, whole: false) { synced = max(synced, first.synced) }
+    private mutating func read(_ bytes: [UInt8], number: UInt64) {
+        guard let header = JournalBytes.header(bytes, number: number) else {
+            if isKept, !JournalBytes.isShort(bytes) { isDamaged = true }
             return
         }
+        let isMember = members[number] != nil
+        let goesOn = header.first == next && (header.follows == nil || header.follows == lastID)
+        guard isMember, goesOn || (header.first != next && isDue(header.first)) else {
+            // Left behind by those that go on from each other, which nobody misses; or records before it are missing.
+            if isKept, isMember || members.keys.allSatisfy({ $0 < number }) { isDamaged = true }
+            if let first = record(bytes, header.length, whole: false) { synced = max(synced, first.synced) }
+            return
+        }
+        lastID = header.id
+        var at = header.length
         while at < bytes.count {
             guard let record = record(bytes, at, whole: true), isDue(record.sequence) else {
-                // Anything behind that looks like a record tells what had been synced.
-                for later in stride(from: at + 4, through: bytes.count - JournalBytes.headerBytes, by: 4) {
-                    if let record = self.record(bytes, later, whole: false) { synced = max(synced, record.synced) }
-                }
-                return
+                return stop(bytes, at, header)
             }
             synced = max(synced, record.synced)
-            apply(record, number)
+            apply(record, UInt32(number))
             next = record.sequence + 1
             at = record.end
         }
+    }
+
+    /// What stands at `at` can't be taken.
+    private mutating func stop(_ bytes: [UInt8], _ at: Int, _ header: JournalBytes.Header) {
+        let later = members.values.filter { $0.number > header.number }
+        let wasCutBefore = later.contains {
+            $0.first == next ?? header.first && ($0.follows == nil || $0.follows == header.id)
+        }
+        if isKept, !wasCutBefore, !(later.isEmpty && isCutShort(bytes, at)) { isDamaged = true }
+        // Anything behind that looks like a record tells what had been synced.
+        for later in stride(from: at + 4, through: bytes.count - JournalBytes.headerBytes, by: 4) {
+            if let record = self.record(bytes, later, whole: false) { synced = max(synced, record.synced) }
+        }
+    }
+
+    /// Whether a record begins there that is right as far as the file goes.
+    private func isCutShort(_ bytes: [UInt8], _ at: Int) -> Bool {
+        if let record = record(bytes, at, whole: false) { return record.end > bytes.count }
+        let left = bytes.count - at
+        if left < JournalBytes.headerBytes {
+            return Array("MJR1".utf8).starts(with: bytes[at..<min(at + 4, bytes.count)])
+        }
+        func word(_ offset: Int) -> UInt64 { JournalBytes.word(bytes, at + offset) }
+        let pages = word(24)
+        return JournalBytes.isMarked(bytes, at) && bytes[at + 4..<at + 8].elementsEqual([1, 0, 0, 0])
+            && word(8) < 1 << 62 && word(16) < 1 << 52 && (1...8194).contains(pages) && word(40) == 4 * pages
+            && word(48) == 4096 * pages && left < 64 + 4 * Int(pages)
     }
 
     private mutating func apply(_ record: Record, _ number: UInt32) {

@@ -30,29 +30,30 @@ extension FuzzTarget {
     static let journal = FuzzTarget(name: "journal", maxInputBytes: 12 << 10, allocationBaseBytes: 2 << 20) { input in
         var segments = JournalBytes.split(input)
         // What is as it was written is seldom met by chance, and a base counts for the first few records only.
-        if input.count % 4 == 0 { try replay(segments, base: 0) }
+        if input.count % 4 == 0 { for isKept in [false, true] { try replay(segments, base: 0, isKept: isKept) } }
         for index in segments.indices { JournalBytes.seal(&segments[index], number: UInt64(index + 1)) }
-        try replay(segments, base: 0, again: true)
-        if input.count % 2 == 1 { try replay(segments, base: 2) }
+        try replay(segments, base: 0, isKept: false, again: true)
+        try replay(segments, base: 0, isKept: true)
+        if input.count % 2 == 1 { for isKept in [false, true] { try replay(segments, base: 2, isKept: isKept) } }
     }
 
-    private static func replay(_ segments: [[UInt8]], base: UInt64, again: Bool = false) throws {
-        let read = JournalReading(segments, base: base)
+    private static func replay(_ segments: [[UInt8]], base: UInt64, isKept: Bool, again: Bool = false) throws {
+        let read = JournalReading(segments, base: base, isKept: isKept)
         let wanted = read.pages
-        guard let first = try replayOnce(segments, base: base, pages: wanted) else {
-            try require(read.synced > read.lastSequence, "called damaged, though nothing is missing")
-            return
+        guard let first = try replayOnce(segments, base: base, isKept: isKept, pages: wanted) else {
+            return try require(read.isDamaged, "called damaged, though nothing is missing")
         }
-        try require(read.synced <= read.lastSequence, "records up to \(read.synced) are missing, and nobody says so")
+        try require(!read.isDamaged, "records up to \(read.synced), or some before, are missing, and nobody says so")
         let summary = read.summary(of: wanted)
         try require(first == summary, "replayed \(first), read \(summary)")
         if again {
-            try require(try replayOnce(segments, base: base, pages: wanted) == first, "a second replay differs")
+            try require(
+                try replayOnce(segments, base: base, isKept: isKept, pages: wanted) == first, "a second replay differs")
         }
     }
 
     /// nil: the journal is damaged.
-    private static func replayOnce(_ segments: [[UInt8]], base: UInt64, pages wanted: [UInt64]) throws
+    private static func replayOnce(_ segments: [[UInt8]], base: UInt64, isKept: Bool, pages wanted: [UInt64]) throws
         -> JournalSummary?
     {
         let here = HereExecutor()
@@ -68,7 +69,8 @@ extension FuzzTarget {
             let replayed: ReplayedJournal
             do {
                 replayed = try await JournalReplay.run(
-                    folder: "j", diskID: JournalBytes.disk, base: base, pages: pages, scratch: scratch)
+                    folder: "j", diskID: JournalBytes.disk, base: base,
+                    past: JournalPast(trust: isKept ? .kept : .lost, survives: isKept), pages: pages, scratch: scratch)
             } catch is JournalDamage { return nil }
             var summary = JournalSummary(lastSequence: replayed.lastSequence, records: replayed.records)
             summary.hasWaiting = replayed.waiting != nil
@@ -78,7 +80,8 @@ extension FuzzTarget {
                 summary.active.append(try look(replayed.active, page, pages, segments))
             }
             try require(
-                replayed.segments.map(\.number) == segments.indices.map { UInt32($0 + 1) }, "segments were lost")
+                (replayed.segments + replayed.dead).map(\.number).sorted() == segments.indices.map { UInt32($0 + 1) },
+                "segments were lost")
             let held = replayed.active.dataPages + (replayed.waiting?.dataPages ?? 0)
             try require(pages.count == held, "\(pages.count) slots for \(held) pages")
             return summary

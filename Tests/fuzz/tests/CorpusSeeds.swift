@@ -116,11 +116,13 @@ struct CorpusSeeds {
     }
 
     @Test func journals() throws {
-        func segment(_ number: UInt64, first: UInt64) -> [UInt8] {
+        func segment(_ number: UInt64, first: UInt64, epoch: UInt64 = 4, follows: UInt64 = 0) -> [UInt8] {
             var bytes = [UInt8](repeating: 0, count: JournalFormat.segmentHeaderBytes)
             bytes.withUnsafeMutableBytes {
                 JournalFormat.putSegmentHeader(
-                    $0.baseAddress!, disk: JournalBytes.disk, epoch: 4, number: number, firstSequence: first)
+                    $0.baseAddress!,
+                    .init(epoch: epoch, number: number, firstSequence: first, id: 100 + number, follows: follows),
+                    of: JournalBytes.disk)
             }
             return bytes
         }
@@ -153,8 +155,14 @@ struct CorpusSeeds {
         let write1 = record(.write, 1, 127, 2)
         try write("journal", "writes", segment(1, first: 1) + write1 + record(.zero, 2, 127, 1))
         let torn = segment(1, first: 1) + record(.zero, 1, 9, 9) + write1.prefix(200)
-        let on = segment(2, first: 2) + record(.write, 2, 10, 1) + record(.safePoint, 3, 3, 0) + record(.zero, 4, 10, 1)
+        let on =
+            segment(2, first: 2, follows: 101) + record(.write, 2, 10, 1) + record(.safePoint, 3, 3, 0)
+            + record(.zero, 4, 10, 1)
         try write("journal", "two-starts", torn + on)
+        // The second segment was cut off by a recovery, and has come back.
+        let dead = segment(2, first: 3, follows: 101) + record(.zero, 3, 1, 1) + record(.zero, 4, 2, 1)
+        let later = segment(3, first: 2, epoch: 5, follows: 101) + record(.zero, 2, 3, 1) + record(.rollBack, 3, 9, 0)
+        try write("journal", "dead-branch", segment(1, first: 1) + record(.zero, 1, 9, 9) + dead + later)
     }
 
     @Test func sessions() throws {
