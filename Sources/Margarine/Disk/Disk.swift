@@ -252,6 +252,4 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     func giveRoom() {
         if lost == nil, journal.liveBytes > 0, journal.liveBytes >= context.journals.shareBytes { commitAnyway() }
     }
-
-    }
 }

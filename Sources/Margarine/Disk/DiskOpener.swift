@@ -102,7 +102,7 @@ struct DiskOpener {
         }
         // Before the swap is sent: whoever takes the disk from then on finds the claim.
         let claim = try await makeClaim(next, at: heads.location)
-        do {
+        do throws(AttachError) {
             let swap = try await AttachError.wrap { () throws(CatalogError) in
                 try await heads.swap(next, expecting: found.etag)
             }
