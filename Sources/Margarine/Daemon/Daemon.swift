@@ -32,7 +32,7 @@ public final class Daemon: StatusSource {
         let contexts: [DiskContext]
         let disks: DiskManager
         let listener: Listener
-        /// Accepts, shakes hands, beats, and does what is no disk's.
+        /// Accepts, shakes hands and beats; waits for no store. What loads and listings take is done on `errands`.
         let door: Loop
         /// For commits: as the near location says.
         let grace: GraceGauge
@@ -101,11 +101,13 @@ public final class Daemon: StatusSource {
 
         let door = try Loop(name: "door")
         door.start()
+        let errands = try Loop(name: "errands")
+        errands.start()
         let cache = SliceCache(budgetBytes: settings.memoryCacheBytes)
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(
             locations: store.locations.buckets, cache: cache, files: files, environment: environment,
-            spawn: { door.run(task: $0) })
+            spawn: { errands.run(task: $0) })
         let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
             contexts: contexts, store: store, server: server, takeover: settings.takeover, log: log,
@@ -115,7 +117,7 @@ public final class Daemon: StatusSource {
                 else { return nil }
                 return "its last heartbeat is \((environment.wallMs - record.timeMs) / 1000) s old"
             })
-        let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
+        let listener = Listener(provider: disks, loop: door, asking: errands, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
             disks: disks, listener: listener, door: door, grace: grace, collected: collected,
@@ -155,6 +157,7 @@ public final class Daemon: StatusSource {
         disk.journalLimitBytes = settings.journalPerDiskBytes
         disk.requestTimeoutMs = settings.readTimeoutMs
         disk.uploadParallelism = settings.uploads
+        disk.sessionAddresses = settings.sessionAddresses
         #if MARGARINE_FAULTS
             disk.fault = Fault.ofEnvironment(log)
         #endif

@@ -35,13 +35,10 @@ extension Disk {
                 "disk '\(self.name)' went back to its last safe point while session '\(name)' was away, so that session can't go on; "
                     + "unmount, and attach under a new session name")
         }
-        if let running = session, !running.admits(name: name, host: client.host, isLive: isLive) {
-            if isLive {
-                throw AttachError(
-                    .refused,
-                    "disk '\(self.name)' is in use by \(running.description); a disk has one writer: detach there first"
-                )
-            }
+        if let running = session,
+            !running.admits(name, client, isLive: isLive, addresses: context.settings.sessionAddresses)
+        {
+            if isLive { throw running.refusal(name, disk: self.name, wallMs: context.environment.wallMs) }
             // The client that was away has been replaced: its writes stay, but it may never go on.
             replace(running.name)
             session = nil
@@ -51,6 +48,7 @@ extension Disk {
         let admitted: Session
         if let session {
             admitted = session
+            admitted.welcome(client, isLive: isLive, disk: self.name, log)
         } else {
             if let ended, !ended.isOver, ended.name != name { replace(ended.name) }
             ended = nil
@@ -108,40 +106,15 @@ extension Disk {
         if others.isEmpty { return ready(nil) }
         nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
         context.spawn { [self] in
-            await settle(waiting.others)
+            await settle(waiting.others, for: waiting.client)
             let stands = lost == nil && isConnected(waiting.client)
             waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
         }
     }
 
-    /// Before a further connection of a session is served, all that the others had sent takes effect or never will: they
-    /// may be dead without knowing it, and their requests be sent again on the new one.
-    private func settle(_ others: [any DeviceClient]) async {
-        let deadline = nowNs + 2_000_000_000
-        var isFirst = true
-        while true {
-            let unsettled = others.filter { other in
-                guard isConnected(other) else { return false }
-                let isIdle = other.absorb(isFirst: isFirst)
-                return isConnected(other) && (!isIdle || hasPendingWrite(of: other))
-            }
-            isFirst = false
-            if unsettled.isEmpty { return }
-            if nowNs >= deadline {
-                for other in unsettled {
-                    let reason = "it held an unfinished request while another connection of its session began"
-                    leave(other, clean: false)
-                    other.disconnect(reason: reason)
-                }
-                return
-            }
-            await context.environment.sleep(ns: 10_000_000)
-        }
-    }
+    func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
 
-    private func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
-
-    private func hasPendingWrite(of client: any DeviceClient) -> Bool {
+    func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
             $0.client === client && $0.kind != .read && $0.kind != .flush && !$0.isCancelled
         }
