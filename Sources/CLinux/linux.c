@@ -168,8 +168,10 @@ int mg_accept(int listener) {
     return fd < 0 ? -errno : fd;
 }
 
-int mg_peer_pid(int fd) {
+int mg_peer_process(int fd, unsigned *uid) {
     struct ucred peer;
     socklen_t length = sizeof peer;
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 ? -errno : (int)peer.pid;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) return -errno;
+    *uid = peer.uid;
+    return (int)peer.pid;
 }

@@ -28,6 +28,11 @@ package struct HandshakeWriter: Sendable {
         bytes.append(contentsOf: text)
     }
 
+    /// What `server` takes.
+    package static func serverBytes(name: String, description: String) -> Int {
+        20 + 4 + clipped(name).count + clipped(description).count
+    }
+
     /// NBD_REP_SERVER: one export of NBD_OPT_LIST.
     package mutating func server(name: String, description: String) {
         let name = Self.clipped(name)

@@ -181,9 +181,13 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     /// Whether the caller runs on this loop's thread.
     public var isCurrent: Bool { mg_thread_loop() == Unmanaged.passUnretained(self).toOpaque() }
 
-    private func checkOwner() {
+    /// Crashes unless the caller runs on this loop's thread: for the entries of what a loop owns. A comparison with a
+    /// thread-local, 3 ns at most, so it is kept in release builds.
+    @inline(__always) public func assertOwner() {
         precondition(isCurrent, "loop-only call from another thread")
     }
+
+    private func checkOwner() { assertOwner() }
 
     // MARK: Messages
 

@@ -176,22 +176,6 @@ public enum Sockets {
         SocketAddress { getsockname(descriptor.raw, $0, $1) }?.port
     }
 
-    /// Who is at the other end, for people: `127.0.0.1:40112`, `[::1]:40112`, `unix:pid 812`.
-    public static func peerName(_ descriptor: FileDescriptor) -> String {
-        guard let address = SocketAddress({ getpeername(descriptor.raw, $0, $1) }) else { return "unknown" }
-        guard let host = address.host, let port = address.port else {
-            let pid = mg_peer_pid(descriptor.raw)
-            return pid > 0 ? "unix:pid \(pid)" : "unix"
-        }
-        return Endpoint.tcp(host: host, port: port).description
-    }
-
-    /// Equal for connections from one machine: the peer's IP address, or `unix`.
-    public static func peerHost(_ descriptor: FileDescriptor) -> String {
-        guard let address = SocketAddress({ getpeername(descriptor.raw, $0, $1) }) else { return "unknown" }
-        return address.host ?? "unix"
-    }
-
     // MARK: Hot path
 
     /// The next waiting connection.

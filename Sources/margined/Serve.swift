@@ -108,7 +108,7 @@ private func raiseDescriptorLimit(for settings: Settings, _ log: Logger) {
     limit.rlim_cur = limit.rlim_max
     _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     // Connections, and what the scratch directory, the store and the loops need beside them.
-    let wanted = UInt64(settings.maxConnections) + 1024
+    let wanted = UInt64(settings.maxConnections + max(16, settings.maxConnections / 4)) + 1024
     if limit.rlim_max < wanted {
         log.warning(
             "fewer files may be open than max-connections needs: raise LimitNOFILE or ulimit -n",

@@ -47,8 +47,8 @@ import Testing
             #expect(value == expected[option])
         }
         let clientPort = try #require(Sockets.localPort(client))
-        #expect(["127.0.0.1:\(clientPort)", "[::1]:\(clientPort)"].contains(Sockets.peerName(server)))
-        #expect(["127.0.0.1", "::1"].contains(Sockets.peerHost(server)))
+        #expect(["127.0.0.1:\(clientPort)", "[::1]:\(clientPort)"].contains(Peer(server).name))
+        #expect(["127.0.0.1", "::1"].contains(Peer(server).host))
         for fd in [listener.raw, server.raw, client.raw] {
             #expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0)
             #expect(fcntl(fd, F_GETFL) & O_NONBLOCK != 0)
@@ -124,6 +124,13 @@ import Testing
         #expect(throws: SocketError.self) { try Sockets.connect(.unix(path: "/nonexistent/socket")) }
     }
 
+    @Test func limitsCountByAddressOrNetwork() {
+        #expect(Peer.network("192.0.2.7") == "192.0.2.7")
+        #expect(Peer.network("2001:db8:1:2:3:4:5:6") == Peer.network("2001:db8:1:2::9"))
+        #expect(Peer.network("2001:db8:1:2::9") != Peer.network("2001:db8:1:3::9"))
+        #expect(Peer.network("fe80::1%eth0") == "fe80000000000000::/64")
+    }
+
     @Test func unixSocketsAreReplacedOnlyWhenStale() async throws {
         try await withFolder { folder in
             let endpoint = Endpoint.unix(path: folder + "/s")
@@ -132,8 +139,9 @@ import Testing
             #expect(stat(folder + "/s", &status) == 0 && status.st_mode & 0o777 == 0o600)
             let client = try Sockets.connect(endpoint)
             let server = try accept(listener!)
-            #expect(Sockets.peerName(server) == "unix:pid \(getpid())")
-            #expect(Sockets.peerHost(server) == "unix")
+            #expect(Peer(server).name == "unix:pid \(getpid())")
+            let peer = Peer(server)
+            #expect(peer.host.hasPrefix("unix:pid \(getpid())@") && peer.isProcess && peer.group == peer.host)
             #expect(Sockets.localPort(server) == nil)
             Sockets.tune(server)
             #expect([1, 2].withUnsafeBytes { Sockets.send(client.raw, $0) } == .bytes(16))

@@ -24,7 +24,7 @@ import time
 import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import test_handshake, test_hostile, test_peculiar, test_sessions, test_transmission  # noqa: E402
+import test_handshake, test_hostile, test_peculiar, test_sessions, test_sharing, test_transmission  # noqa: E402
 from wire import ALLOCATION, Client, resident  # noqa: E402
 
 
@@ -89,8 +89,8 @@ class Bed:
 
     def crowd(self, count):
         """How many hostile clients to have: all connections to one disk are one session, and there each new one waits
-        up to two seconds for those that hold half a request."""
-        return count if b"stuck" in self.names else count // 16
+        up to ten seconds for those that hold half a request."""
+        return count if b"stuck" in self.names else count // 32
 
     def skip(self):
         raise Skip
@@ -184,7 +184,7 @@ def main():
         for text in options.addresses:
             address = parse(text)
             names = exports(address)
-            for module in (test_handshake, test_transmission, test_sessions, test_hostile, test_peculiar):
+            for module in (test_handshake, test_transmission, test_sessions, test_sharing, test_hostile, test_peculiar):
                 for name, test in tests(module):
                     if options.only not in name or (getattr(test, "is_slow", False) and not options.slow):
                         continue

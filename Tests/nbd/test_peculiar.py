@@ -213,7 +213,7 @@ def stalled_clients_are_cut_when_others_wait_for_memory(t):
             stalled.append(client)
         assert resident(server.pid) < 400 * MIB
         # Small requests need nobody's memory; large ones come once the stalled are cut.
-        honest = Client(address).greet().go(b"mem")
+        honest = Client(address, source="127.0.0.2").greet().go(b"mem")
         began = time.monotonic()
         honest.alive()
         honest.write(0, b"q" * 65_536)

@@ -5,14 +5,14 @@ import time
 from wire import *
 
 
-def _attach(t, export):
+def _attach(t, export, **how):
     """Once the server knows that the clients before are gone."""
     for _ in range(100):
         try:
-            return t.serve(export=export)
+            return t.serve(export=export, **how)
         except AssertionError:
             time.sleep(0.05)
-    return t.serve(export=export)
+    return t.serve(export=export, **how)
 
 
 def what_had_arrived_takes_effect_before_another_connection_is_served(t):

@@ -36,12 +36,14 @@ class Reply:
 class Client:
     """One connection. Nothing is sent that a test did not ask for."""
 
-    def __init__(self, address, receive_buffer=None, timeout=20):
+    def __init__(self, address, receive_buffer=None, timeout=20, source=None):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family)
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
+        if source:
+            self.sock.bind((source, 0))
         self.sock.connect(address)
         if family == socket.AF_INET:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -72,8 +72,9 @@ int mg_lock_exclusively(int fd);
 
 /// A connected socket, non-blocking and close-on-exec. -EAGAIN if none waits.
 int mg_accept(int listener);
-/// Process id of a unix socket's peer.
-int mg_peer_pid(int fd);
+/// Process id of a unix socket's peer when it connected, 0 where it is in a PID namespace that cannot be seen from here, and its
+/// user; a negative errno.
+int mg_peer_process(int fd, unsigned *uid);
 
 // ---- Runtime: io_uring (ring.c)
 

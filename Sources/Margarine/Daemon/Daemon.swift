@@ -36,7 +36,7 @@ public final class Daemon: StatusSource {
         let contexts: [DiskContext]
         let disks: DiskManager
         let listener: Listener
-        /// Accepts, shakes hands, and does what is no disk's.
+        /// Accepts and shakes hands; waits for no store. What loads and listings take is done on `errands`.
         let door: Loop
         /// Renews this server's records, and does nothing else.
         let pulse: Loop
@@ -140,6 +140,8 @@ public final class Daemon: StatusSource {
 
         let door = try Loop(name: "door")
         try door.start()
+        let errands = try Loop(name: "errands")
+        try errands.start()
         let pulse = try Loop(name: "heartbeat")
         try pulse.start()
         try AddressSpace.check(
@@ -148,7 +150,7 @@ public final class Daemon: StatusSource {
         let files = BlockFiles(disk: scratch, budgetBytes: settings.scratchCacheBytes, environment: environment)
         let loader = BlockLoader(
             locations: store.locations.buckets, cache: cache, files: files, environment: environment,
-            spawn: { door.run(task: $0) })
+            spawn: { errands.run(task: $0) })
         let contexts = try makeContexts(settings, scratch, store, loader, grace)
         let disks = DiskManager(
             contexts: contexts, store: store, server: server, takeover: settings.takeover, log: log,
@@ -156,7 +158,7 @@ public final class Daemon: StatusSource {
                 name: "server \(server.id) on \(server.host)", environment: environment, process: LocalProcess.state,
                 fault: contexts[0].settings.fault),
             leases: leases)
-        let listener = Listener(provider: disks, loop: door, limits: limits(settings), log: log)
+        let listener = Listener(provider: disks, loop: door, asking: errands, limits: limits(settings), log: log)
         let parts = Parts(
             store: store, counters: counters, server: server, cache: cache, files: files, contexts: contexts,
             disks: disks, listener: listener, door: door, pulse: pulse, heartbeats: heartbeats, grace: grace,
@@ -231,6 +233,7 @@ public final class Daemon: StatusSource {
         disk.journalLimitBytes = settings.journalPerDiskBytes
         disk.requestTimeoutMs = settings.readTimeoutMs
         disk.uploadParallelism = settings.uploads
+        disk.sessionAddresses = settings.sessionAddresses
         #if MARGARINE_FAULTS
             disk.fault = Fault.ofEnvironment(log)
         #endif

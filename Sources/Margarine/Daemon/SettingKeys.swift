@@ -46,6 +46,7 @@ extension SettingKey {
         .duration("handshake-timeout", 100...600_000, reload: false, \.handshakeTimeoutMs),
         .duration("drain-timeout", 0...86_400_000, reload: true, \.drainTimeoutMs),
         .count("max-connections", 1...100_000, reload: false, \.maxConnections),
+        .choice("session-addresses", table: "serve", reload: true, \.sessionAddresses),
         .count("loops", 0...256, reload: false, \.loops),
         .count("workers", 0...256, reload: false, \.workers),
         .choice("log-level", table: "serve", reload: true, \.logLevel),

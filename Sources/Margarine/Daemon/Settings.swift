@@ -124,8 +124,10 @@ public struct Settings: Sendable, Equatable {
     public var readTimeoutMs: Int64 = 25_000
     /// A client that has not finished its handshake by then is dropped. Milliseconds.
     public var handshakeTimeoutMs: Int64 = 10_000
-    /// NBD connections at once; more are refused.
+    /// NBD connections at once from one client address; more are refused. A quarter more are for others then.
     public var maxConnections = 4096
+    /// From where the connections of one `NAME?session=ID` may come at a time.
+    public var sessionAddresses = SessionAddresses.one
 
     // The process.
     /// Event loops (threads that own connections and disks), started when first needed. 0: twice the cores, at least 8.

@@ -17,15 +17,17 @@ extension Disk {
         while true {
             try await waitForLosses()
             if let name, isLost(name) { throw lostSession(name) }
-            let isMember = session?.admits(name: name, host: client.host, isLive: tenure.isServing) ?? true
+            let isMember =
+                session?.admits(
+                    name, client, isLive: tenure.isServing, addresses: context.settings.sessionAddresses) ?? true
             switch happen(isMember ? .asked : .otherAsked) {
-            case .admit: return makeAdmission(session!)
+            case .admit: return makeAdmission(session!, client, isLive: true)
             case .askStore: return try await askStore(name, client, isMember: isMember)
             case .wait: await outcome()
             case .reopen:
                 while isLeaving { await context.environment.sleep(ns: 5_000_000) }
                 return nil
-            case .inUse: throw inUse()
+            case .inUse: throw session!.refusal(name, disk: self.name, wallMs: context.environment.wallMs)
             case .stopping: throw AttachError(.shutdown, "the server is shutting down")
             case nil: throw AttachError(.unavailable, "disk '\(self.name)' can't be attached; see the server's log")
             }
@@ -58,7 +60,7 @@ extension Disk {
                 name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
         }
         notes.opening = nil
-        return makeAdmission(session!)
+        return makeAdmission(session!, client, isLive: false)
     }
 
     /// Everything that an admission has to wait for. Changes nothing but the head, and that last.
@@ -116,16 +118,11 @@ extension Disk {
                 + "unmount, and attach under a new session name")
     }
 
-    private func inUse() -> AttachError {
-        AttachError(
-            .refused,
-            "disk '\(name)' is in use by another client at \(session?.address ?? "an unknown address"); a disk has one writer: detach there first"
-        )
-    }
-
     // MARK: Admissions
 
-    private func makeAdmission(_ admitted: Session) -> Admission {
+    /// - Parameter isLive: the session was being served before.
+    private func makeAdmission(_ admitted: Session, _ client: ClientIdentity, isLive: Bool) -> Admission {
+        admitted.welcome(client, isLive: isLive, disk: name, log)
         admitted.admissions += 1
         let ticket = Admission.Ticket(admitted)
         ticket.timer = context.after(ns: Disk.admissionMs * 1_000_000) { [weak self] in self?.lapse(ticket) }
@@ -153,7 +150,7 @@ extension Disk {
         if others.isEmpty { return ready(nil) }
         nonisolated(unsafe) let waiting = (client: client, others: others, ready: ready)  // stays on this loop
         context.spawn { [self] in
-            await settle(waiting.others)
+            await settle(waiting.others, for: waiting.client)
             let stands = lost == nil && isConnected(waiting.client)
             waiting.ready(stands ? nil : AttachError(.refused, "disk '\(name)' is no longer served here"))
         }

@@ -86,34 +86,9 @@ extension Disk {
 
     // MARK: Connections
 
-    /// Before a further connection of a session is served, all that the others had sent takes effect or never will: they
-    /// may be dead without knowing it, and their requests be sent again on the new one.
-    func settle(_ others: [any DeviceClient]) async {
-        let deadline = nowNs + 2_000_000_000
-        var isFirst = true
-        while true {
-            let unsettled = others.filter { other in
-                guard isConnected(other) else { return false }
-                let isIdle = other.absorb(isFirst: isFirst)
-                return isConnected(other) && (!isIdle || hasPendingWrite(of: other))
-            }
-            isFirst = false
-            if unsettled.isEmpty { return }
-            if nowNs >= deadline {
-                for other in unsettled {
-                    let reason = "it held an unfinished request while another connection of its session began"
-                    leave(other, clean: false)
-                    other.disconnect(reason: reason)
-                }
-                return
-            }
-            await context.environment.sleep(ns: 10_000_000)
-        }
-    }
-
     func isConnected(_ client: any DeviceClient) -> Bool { clients.contains { $0 === client } }
 
-    private func hasPendingWrite(of client: any DeviceClient) -> Bool {
+    func hasPendingWrite(of client: any DeviceClient) -> Bool {
         pendingRequests.values.contains {
             $0.client === client && $0.kind.changesData && !$0.isCancelled
         }

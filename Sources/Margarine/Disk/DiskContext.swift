@@ -22,6 +22,8 @@ package struct DiskSettings: Sendable {
     package var uploadParallelism = 4
     /// A disk that nobody uses is given back to the store after this.
     package var releaseAfterMs: Int64 = 30_000
+    /// Where connections of one named session may come from.
+    package var sessionAddresses = SessionAddresses.one
     /// A rule to break, for tests of the tests.
     package var fault: Fault?
     package init() {}

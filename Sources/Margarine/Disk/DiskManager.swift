@@ -17,6 +17,7 @@ package final class DiskManager: ExportProvider {
     private let owners: OwnerWatch
     private let leases: Leases
     private let state = Mutex(State())
+    private let exports: ExportList
 
     private struct Opening {
         var number: UInt64
@@ -58,6 +59,7 @@ package final class DiskManager: ExportProvider {
         self.log = log
         self.owners = owners
         self.leases = leases
+        exports = ExportList(store: store, environment: contexts[0].environment, log: log)
         contexts[0].journals.whenAsked { [weak self] in
             guard let self else { return }
             // On the loop of the disk that asks.
@@ -67,33 +69,16 @@ package final class DiskManager: ExportProvider {
 
     // MARK: For the handshake
 
-    package func list() async throws(AttachError) -> [ExportInfo] {
-        var infos: [ExportInfo] = []
-        for location in store.locations.nearFirst {
-            let heads = store.hastyHeads(at: location)
-            do throws(CatalogError) {
-                for name in try await heads.names() where infos.count < 10_000 {
-                    guard let found = try? await heads.load(name), !found.head.deleted else { continue }
-                    infos.append(DiskManager.info(name, found.head.sizeBytes, isReadOnly: found.head.isReadOnly))
-                }
-            } catch {
-                if location.number == store.locations.near {
-                    throw AttachError(.unavailable, "the disks can't be listed: \(error)")
-                }
-                log.warning("the disks of location '\(location.name)' can't be listed: \(error)")
-            }
-        }
-        return infos
-    }
+    package func list() async throws(AttachError) -> [ExportInfo] { try await exports.exports() }
 
     package func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
         let export = try ExportName(exportName)
         if export.generation == nil, let disk = await opened(export.disk) {
-            return DiskManager.info(export.disk, disk.size)
+            return .disk(export.disk, disk.size)
         }
         let found = try await stored(export.disk)
         guard let generation = export.generation else {
-            return DiskManager.info(export.disk, found.head.sizeBytes, isReadOnly: found.head.isReadOnly)
+            return .disk(export.disk, found.head.sizeBytes, isReadOnly: found.head.isReadOnly)
         }
         let record = try await kept(found, generation)
         return ExportInfo(
@@ -128,10 +113,6 @@ package final class DiskManager: ExportProvider {
             }
         }
         throw AttachError(.unavailable, "disk '\(export.disk)' is being given back; try again")
-    }
-
-    private static func info(_ name: String, _ size: UInt64, isReadOnly: Bool = false) -> ExportInfo {
-        ExportInfo(name: name, sizeBytes: size, isReadOnly: isReadOnly, description: "Margarine disk \(name)")
     }
 
     private func stored(_ name: String) async throws(AttachError) -> Store.Found {

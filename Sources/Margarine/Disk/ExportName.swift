@@ -26,7 +26,11 @@ package struct ExportName: Equatable, Sendable {
             session = id
         }
         if let at = rest.firstIndex(of: "@") {
-            guard let number = UInt64(rest[rest.index(after: at)...]), number > 0, session == nil else {
+            let digits = rest[rest.index(after: at)...]
+            // One way to write each: a snapshot is known by its name.
+            guard digits.utf8.allSatisfy({ (0x30...0x39).contains($0) }), digits.first != "0",
+                let number = UInt64(digits), session == nil
+            else {
                 throw AttachError(
                     .invalid, "export name '\(text)': a generation is written NAME@NUMBER, and takes no session")
             }

@@ -1,15 +1,23 @@
 // Who is attached to a disk. A session is one client's attachment over any number of connections; it outlives their loss
 // for the disk's resume window.
 
+internal import Logging
 internal import Runtime
+
+/// From how many addresses the connections of one named session may come at a time.
+public enum SessionAddresses: String, Sendable, CaseIterable {
+    case one
+    case any
+}
 
 /// Owned by its disk's loop.
 final class Session {
     /// From `NAME?session=ID`; nil for an unnamed one.
     let name: String?
-    /// Host of its first connection; nil when the session was found in a journal and anyone unnamed may resume it.
-    let host: String?
-    let address: String
+    /// Host of its connections; nil when the session was found in a journal and nobody has resumed it yet.
+    private(set) var host: String?
+    private(set) var address: String
+    private var hasToldOfMore = false
     let sinceMs: Int64
     /// Admitted by the handshake, and not joined yet.
     var admissions = 0
@@ -26,10 +34,39 @@ final class Session {
         self.sinceMs = sinceMs
     }
 
-    /// Whether a connection that names `name` (or nothing) from `host` belongs to this session.
-    func admits(name: String?, host: String, isLive: Bool) -> Bool {
+    /// Whether a connection of `client` that names `name` (or nothing) belongs to this session. While it is live its
+    /// connections come from one host, or two clients would write: the same name may stand in two configurations.
+    func admits(_ name: String?, _ client: ClientIdentity, isLive: Bool, addresses: SessionAddresses) -> Bool {
         guard name == self.name else { return false }
-        return name != nil || self.host == nil || self.host == host || !isLive
+        return !isLive || host == client.host || (name != nil && addresses == .any)
+    }
+
+    /// A connection of `client` was admitted.
+    func welcome(_ client: ClientIdentity, isLive: Bool, disk: String, _ log: Logger) {
+        if !isLive {
+            host = client.host
+            address = client.address
+        } else if name == nil, !client.isProcess, !hasToldOfMore {
+            hasToldOfMore = true
+            log.notice(
+                "disk \(disk): a further connection from the address of its client, without a session name, is taken for the same client; were they two, both would write: name attachments (NAME?session=ID)",
+                metadata: ["first": "\(address)", "client": "\(client.address)"])
+        }
+    }
+
+    /// What another client hears that is not admitted. The name of a session is its key: it is told to nobody.
+    func refusal(_ name: String?, disk: String, wallMs: Int64) -> AttachError {
+        let seconds = max(0, wallMs - sinceMs) / 1000
+        if let name, name == self.name {
+            return AttachError(
+                .refused,
+                "disk '\(disk)' is in use by this session at another address (\(address), for \(seconds) s); detach there first, or let the server take a session from several addresses (session-addresses = \"any\")"
+            )
+        }
+        return AttachError(
+            .refused,
+            "disk '\(disk)' is in use by another client (\(address), for \(seconds) s); a disk has one writer: detach there first"
+        )
     }
 
     var description: String { name.map { "session '\($0)'" } ?? "a client at \(address)" }

@@ -56,8 +56,10 @@ package final class DeviceRequest {
     package var lengthBytes: UInt64 = 0
     /// read: where the bytes go; write: the payload. `lengthBytes` long.
     package var buffer: UnsafeMutableRawPointer?
-    /// The answer to blockStatus: adjacent runs from `offset` on, at least one.
+    /// The answer to blockStatus: adjacent runs from `offset` on, at least one. Of more than `mostExtents` the first are told:
+    /// NBD's document allows to answer for less than was asked.
     package var extents: [Extent] = []
+    package static let mostExtents = 8192
     /// nil after success.
     package var error: DeviceError?
     /// Set by `BlockDevice.leave`: must not take effect any more; still completed once the buffer is free.
@@ -74,6 +76,8 @@ package final class DeviceRequest {
 
 /// A connection, as its device sees it.
 package protocol DeviceClient: AnyObject {
+    /// Bytes that went over its wire in either direction: where it does not grow, the client makes no progress.
+    var movedBytes: UInt64 { get }
     /// `request` is finished: `error`, `extents` and the read buffer are set. Called on the device's loop, never from
     /// within `submit`.
     func completed(_ request: DeviceRequest)
@@ -87,7 +91,7 @@ package protocol DeviceClient: AnyObject {
     /// Takes in what has already arrived on the socket, as if it had just become readable. Used before a new connection of
     /// the same session is served. false: the connection is dead, or holds an unfinished request. Makes the calls that any
     /// received bytes make (`tryWrite`, `submit`, `endTurn`; `leave` where it finds the connection dead) before it returns,
-    /// so it must not be called from within a call of any connection but `join`. What had arrived is decided by the first
+    /// also where the client does not take its replies, so it must not be called from within a call of any connection but `join`. What had arrived is decided by the first
     /// call for a join, as `isFirst` says; a client that is busy begins no request that came later for 100 ms after each
     /// call, so that one which is alive can be found between two.
     func absorb(isFirst: Bool) -> Bool
@@ -122,7 +126,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// before it returns) when the first request may be served, with an error when the admission no longer stands.
     func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void)
     /// The connection is over. Its requests that have not taken effect never will. `clean`: it ended with DISC and everything
-    /// of it was completed before. Called once for each `join` that succeeded, unless the device called `disconnect`.
+    /// of it was completed before. Called once for each `join`, unless the device refused it or called `disconnect`; also before
+    /// `ready`, when the client goes away meanwhile: then it does not matter any more what `ready` says.
     /// Afterwards every request that was submitted is still `completed`, and nothing else is called on the client.
     func leave(_ client: any DeviceClient, clean: Bool)
 }
@@ -171,11 +176,21 @@ package struct AttachError: Error, Sendable, CustomStringConvertible {
 package struct ClientIdentity: Sendable, Hashable {
     /// For people: `127.0.0.1:40112`, `unix:pid 812`.
     package var address: String
-    /// Equal for connections that may belong to one client: the peer's IP address, or "unix".
+    /// Equal for connections that may belong to one client: the peer's IP address, or its process on a unix socket.
     package var host: String
-    package init(address: String, host: String) {
+    /// Whom limits are counted against; see `Peer.group`.
+    package var group: String
+    /// Connections of equal `host` are certainly one client: they come from one process.
+    package var isProcess: Bool
+    package init(address: String, host: String, group: String? = nil, isProcess: Bool = false) {
         self.address = address
         self.host = host
+        self.group = group ?? host
+        self.isProcess = isProcess
+    }
+
+    package init(_ peer: Peer) {
+        self.init(address: peer.name, host: peer.host, group: peer.group, isProcess: peer.isProcess)
     }
 }
 

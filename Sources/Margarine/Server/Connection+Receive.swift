@@ -75,7 +75,7 @@ extension Connection {
     /// Goes on with what was received before a pause.
     func resume() {
         willResume = false
-        guard state == .serving, pause == .turn, !isBlocked, let leftover else { return }
+        guard state == .serving, pause == .turn, mayParse, let leftover else { return }
         share.begin(self)
         pause = .none
         parse(leftover + leftoverAt, leftoverBytes - leftoverAt)
@@ -122,7 +122,8 @@ extension Connection {
                 pause = .turn
                 break
             }
-            if outstanding >= outstandingLimit {
+            // Only one that is held off goes on while its client takes no replies; so this bounds them.
+            if outstanding >= outstandingLimit || (isBlocked && held >= share.limits.bytesPerConnection) {
                 pause = .requests
                 pausedBytes = 0
                 break
@@ -158,8 +159,7 @@ extension Connection {
                 releaseInput()
                 return
             case .accept(let command):
-                counters.requests += 1
-                submit(command, header)
+                guard submit(command, header) else { break }
                 at = behind
                 continue
             case .nothingToDo(let command):

@@ -10,8 +10,8 @@ extension Connection {
     private static let copiedReadBytes = 8 << 10
     /// In reads of at least this much, aligned runs of so many zeroes become holes.
     private static let holeBytes = 64 << 10
-    /// Descriptors of one BLOCK_STATUS reply; the document allows to answer for less than was asked.
-    private static let statusDescriptors = 64 << 10
+    /// What a request costs beside its buffer: its object, and the task and timer of one that is not answered at once.
+    private static let requestBytes = 2 << 10
 
     private var dataHeaderBytes: Int { rules.structuredReplies ? Reply.dataBytes : Reply.simpleBytes }
 
@@ -241,6 +241,7 @@ extension Connection {
     }
 
     package func journaled(turn: UInt64, error: DeviceError?) {
+        share.loop.assertOwner()
         guard state == .serving || state == .ending else { return }
         // A device tells all its clients, and several of our turns may have gone to its journal as one.
         let turns = pendingTurns.prefix { $0.turn <= turn }.count
@@ -260,8 +261,8 @@ extension Connection {
 
     // MARK: All else
 
-    /// FLUSH, TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS.
-    func submit(_ command: NBD.Command, _ header: RequestHeader) {
+    /// FLUSH, TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS. False: it has to wait.
+    func submit(_ command: NBD.Command, _ header: RequestHeader) -> Bool {
         let kind: DeviceRequest.Kind
         switch command {
         case .flush: kind = .flush
@@ -272,11 +273,27 @@ extension Connection {
         case .read, .write, .disconnect: preconditionFailure("\(command) has its own way")
         }
         let flags = header.commandFlags
+        let cost = Self.cost(kind, UInt64(header.lengthBytes), onlyOne: flags.contains(.onlyOneExtent))
+        guard admit(cost, whole: cost) else { return false }
+        counters.requests += 1
         let request = newRequest(kind, header)
         request.noHole = flags.contains(.noHole)
         request.fastZero = flags.contains(.fastZero)
         request.onlyOneExtent = flags.contains(.onlyOneExtent)
         device.submit(request)
+        return true
+    }
+
+    /// What a request without a buffer is counted as while it is at the device: the request itself with what carries it out,
+    /// and the extents that it may end with. 0 for the others: their buffers count.
+    private static func cost(_ kind: DeviceRequest.Kind, _ lengthBytes: UInt64, onlyOne: Bool) -> Int {
+        switch kind {
+        case .read, .write: 0
+        case .flush, .trim, .writeZeroes, .cache: requestBytes
+        case .blockStatus where onlyOne: requestBytes
+        case .blockStatus:
+            requestBytes + min(DeviceRequest.mostExtents, Int(lengthBytes / 4096) + 2) * MemoryLayout<Extent>.stride
+        }
     }
 
     private func newRequest(_ kind: DeviceRequest.Kind, _ header: RequestHeader) -> DeviceRequest {
@@ -292,6 +309,7 @@ extension Connection {
     }
 
     package func completed(_ request: DeviceRequest) {
+        share.loop.assertOwner()
         precondition(inFlight > 0)
         inFlight -= 1
         let length = Int(request.lengthBytes)
@@ -318,6 +336,8 @@ extension Connection {
         } else if let buffer = request.buffer {
             release(buffer, length)
         }
+        let cost = Self.cost(request.kind, request.lengthBytes, onlyOne: request.onlyOneExtent)
+        if cost > 0 { unhold(cost) }
         share.recycle(request)
         finishIfFree()
     }
@@ -332,7 +352,7 @@ extension Connection {
             left -= bytes
             if let last = runs.last, last.isHole == extent.isHole, last.isZero == extent.isZero {
                 runs[runs.count - 1].lengthBytes += bytes
-            } else if runs.count == (request.onlyOneExtent ? 1 : Self.statusDescriptors) {
+            } else if runs.count == (request.onlyOneExtent ? 1 : DeviceRequest.mostExtents) {
                 break
             } else {
                 runs.append(Extent(lengthBytes: bytes, isHole: extent.isHole, isZero: extent.isZero))

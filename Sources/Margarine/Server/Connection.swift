@@ -5,7 +5,7 @@
 // - Each request that was read is answered once, in any order, unless the connection ends before.
 // - What a client may make the server hold is bounded (`ConnectionLimits`): at a bound nothing more is read from it,
 //   and nobody else notices.
-// - `device.leave` is called once for each `join` that succeeded, unless the device ended the connection itself.
+// - `device.leave` is called once for each `join`, unless the device refused it or ended the connection itself.
 // - The object lives until all its requests are completed; their buffers too.
 //
 // Beside this file: `Connection+Receive` (bytes to requests), `Connection+Requests` (requests to the device and back),
@@ -75,7 +75,6 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     var isBlocked = false
     var isDirty = false
     var willResume = false
-    private var hasJoined = false
     private var hasLeft = false
     private var isWatched = false
     private var watched: Events = []
@@ -107,9 +106,9 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// Bytes of buffers held for this client, and how many of them the common budget was charged with.
     var held = 0
     var charged = 0
+    private let account: RequestBudget.Account
     /// Of `charged`: granted to who waited, and not in use yet.
     private var promised = 0
-    private var overdraft = 0
     var waitID: UInt64?
     /// What `checkStall` last saw of `counters`, and for how many seconds it has hardly changed.
     private var seenBytes: UInt64 = 0
@@ -132,6 +131,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         self.log = log
         self.ended = ended
         send.initialize(to: SendQueue())
+        account = share.budget.open(client.group)
         share.add(self)
     }
 
@@ -145,14 +145,13 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     /// The device admitted it: sends `reply`, which ends the handshake, and serves.
     func start(reply: [UInt8]) {
-        guard state == .joining else { return }
-        hasJoined = true
+        guard state == .joining else {
+            // It ended while the device decided.
+            leave(clean: false)
+            return
+        }
         state = .serving
-        do {
-            try share.loop.watch(fd, .readable, self)
-            isWatched = true
-            watched = .readable
-        } catch {
+        do { try watch(.readable) } catch {
             end("\(error)")
             return
         }
@@ -162,12 +161,27 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         settle()
     }
 
+    /// While the device decides: only to hear that the client has gone.
+    func attend() {
+        // Without this it is heard of later.
+        if state == .joining { try? watch(.hangup) }
+    }
+
+    private func watch(_ events: Events) throws(ScratchError) {
+        if isWatched { share.loop.rewatch(fd, events) } else { try share.loop.watch(fd, events, self) }
+        isWatched = true
+        watched = events
+    }
+
     /// The device did not admit it: nothing is left of it but the socket, which goes back to the handshake. False: it ended
     /// meanwhile, and the socket with it.
     func abandon() -> Bool {
+        share.loop.assertOwner()
         guard state == .joining else { return false }
         state = .dead
         isFinished = true
+        unwatch()
+        share.budget.close(account)
         share.remove(self)
         return true
     }
@@ -175,6 +189,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     // MARK: Events
 
     package func ready(_ events: Events) {
+        share.loop.assertOwner()
         if events.contains(.writable), isBlocked {
             isBlocked = false
             flush()
@@ -191,15 +206,28 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
             if events.contains(.hangup) { mute() }
         case .closing:
             discardInput()
-        case .joining, .dead:
+        case .joining:
+            guard events.contains(.hangup) else { break }
+            if watched.contains(.hangup), Sockets.arrivedBytes(fd) > 0 {
+                // It has said all it has to say, and may still listen.
+                watched = []
+                share.loop.rewatch(fd, [])
+            } else {
+                end("the client went away before it was served")
+            }
+        case .dead:
             break
         }
     }
 
     var canRead: Bool {
-        state == .serving && pause == .none && !isBlocked && leftover == nil
-            && (!isHeld || isWithinRequest || !hasAllArrived)
+        state == .serving && pause == .none && leftover == nil && (isHeld ? isTakingIn : !isBlocked)
     }
+    /// Held off, and short of the place that it is read up to; then it is read though its client does not take replies, within
+    /// the bounds of what it may hold.
+    private var isTakingIn: Bool { isWithinRequest || !hasAllArrived }
+    /// Whether what was received may be looked at.
+    var mayParse: Bool { !isBlocked || isHeld }
     /// Some of a request has arrived, and not all of it.
     private var isWithinRequest: Bool { carryCount > 0 || payload != nil || skip > 0 }
     /// Requests that were read and not answered.
@@ -221,7 +249,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
             die()
             return
         }
-        if state == .serving, leftover != nil, !isBlocked {
+        if state == .serving, leftover != nil, mayParse {
             if pause == .requests, hasRoomAgain { pause = .turn }
             if pause == .turn, !willResume {
                 willResume = true
@@ -256,11 +284,15 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     // MARK: The device's wishes
 
     package func disconnect(reason: String) {
+        share.loop.assertOwner()
         hasLeft = true
         end(reason)
     }
 
+    package var movedBytes: UInt64 { counters.receivedBytes + counters.sentBytes }
+
     package func absorb(isFirst: Bool) -> Bool {
+        share.loop.assertOwner()
         if state == .joining || state == .ending || state == .closing { return true }
         let isNew = isFirst || !isHeld
         if isNew {
@@ -276,7 +308,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         if state == .ending { return true }
         guard state == .serving else { return false }
         let isWhole =
-            hasAllArrived && !isWithinRequest && !isBlocked && (pause == .held || (pause == .none && leftover == nil))
+            hasAllArrived && !isWithinRequest && (pause == .held || (pause == .none && leftover == nil))
         if isNew, isWhole, outstanding == 0 { letGo() }
         return isWhole
     }
@@ -309,6 +341,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     /// Finishes what is outstanding, then hangs up; requests that come meanwhile are answered ESHUTDOWN.
     func drain() {
+        share.loop.assertOwner()
         isDraining = true
         if state == .joining { return }
         settle()
@@ -340,7 +373,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     var endReason: String?
 
     private func leave(clean: Bool) {
-        guard hasJoined, !hasLeft else { return }
+        if hasLeft { return }
         hasLeft = true
         if clean {
             log.info("detached", metadata: ["client": "\(client.address)", "export": "\(exportName)"])
@@ -396,7 +429,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         guard state == .dead, inFlight == 0, !isFinished else { return }
         isFinished = true
         precondition(held == 0 && charged == 0, "\(held) bytes unaccounted for")
-        if overdraft > 0 { share.budget.give(0, endsOverdraft: true) }
+        share.budget.close(account)
         share.setTrim()
         ended()
         share.remove(self)
@@ -406,23 +439,19 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     /// Each second while others wait for memory.
     func checkStall() {
-        guard charged > 0, waitID == nil, state != .dead, state != .joining else {
+        // Who waits for memory sends nothing because we do not read; but whether it takes its replies is its own doing.
+        guard charged > 0, state != .dead, state != .joining, isBlocked || (payload != nil && waitID == nil) else {
             stalledSeconds = 0
             return
         }
-        guard isBlocked || payload != nil else {
-            stalledSeconds = 0
-            return
-        }
-        let bytes = counters.receivedBytes + counters.sentBytes
-        if bytes - seenBytes >= UInt64(share.limits.stallBytes) {
-            seenBytes = bytes
+        if movedBytes - seenBytes >= UInt64(max(share.limits.stallBytes, charged / share.limits.stallDivisor)) {
+            seenBytes = movedBytes
             stalledSeconds = 0
             return
         }
         stalledSeconds += 1
         if stalledSeconds >= share.limits.stallSeconds {
-            end("the client stalled while it held memory that others wait for")
+            end("the client was too slow for the \(charged) bytes of memory that it held while others waited for some")
         }
     }
 
@@ -433,7 +462,11 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         if over > 0 {
             // Who was granted what he waited for does not wait again because something small came beside it.
-            if promised > 0 { share.force(over) } else if !share.take(over) { return false }
+            if promised > 0 {
+                share.budget.force(over, account)
+            } else if !share.budget.take(over, account) {
+                return false
+            }
             charged += over
         }
         held += bytes
@@ -445,7 +478,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     func holdAnyway(_ bytes: Int) {
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         if over > 0 {
-            share.force(over)
+            share.budget.force(over, account)
             charged += over
         }
         held += bytes
@@ -457,12 +490,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         let free = charged - promised - max(0, held - share.limits.ownBytesPerConnection)
         guard free > 0 else { return }
         charged -= free
-        if overdraft > 0, free >= min(overdraft, charged + free) {
-            overdraft = 0
-            share.budget.give(free, endsOverdraft: true)
-        } else {
-            share.give(free)
-        }
+        share.budget.give(free, account)
     }
 
     /// Stands in line for `bytes`, with everything else of this connection paused.
@@ -473,21 +501,20 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         // Marks the wait as begun in case the grant is posted before `wait` returns.
         waitID = 0
         let loop = share.loop
-        waitID = share.budget.wait(over, finishing: finishing) { [self] isOverdraft in
-            loop.post { self.granted(over, isOverdraft: isOverdraft) }
+        waitID = share.budget.wait(over, account, finishing: finishing) { [self] in
+            loop.post { self.granted(over) }
         }
     }
 
-    private func granted(_ bytes: Int, isOverdraft: Bool) {
+    private func granted(_ bytes: Int) {
         waitID = nil
         guard state == .serving else {
-            share.budget.give(bytes, endsOverdraft: isOverdraft)
+            share.budget.give(bytes, account)
             return
         }
         // Charged ahead of the hold that asked for it, which now finds it there.
         charged += bytes
         promised = bytes
-        if isOverdraft { overdraft = bytes }
         pause = leftover == nil ? .none : .turn
         settle()
     }

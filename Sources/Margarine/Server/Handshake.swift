@@ -5,6 +5,8 @@
 //   to its device's loop, and bytes that arrive while an export is asked for wait in the socket.
 // - One answer at a time: the next option is read when the last answer has left.
 // - Whatever an option's header says is read over, byte for byte, before the next option is looked at.
+// - What a client asked for is called off when it goes away; what was granted meanwhile lapses, because nobody holds it.
+// - It holds `chunkBytes` of a long answer at most.
 
 import Logging
 import NBDProtocol
@@ -13,6 +15,8 @@ import Runtime
 /// Owned by the loop that accepted the connection.
 final class Handshake: EventHandler, @unchecked Sendable {
     private enum Step {
+        /// Nothing was said yet.
+        case begun
         case clientFlags
         case optionHeader
         case optionData(OptionHeader)
@@ -33,7 +37,15 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private let server: ServerContext
     private let loop: Loop
 
-    private var step = Step.clientFlags
+    private var step = Step.begun {
+        didSet {
+            if isWaitingForClient != isCounted {
+                isCounted = isWaitingForClient
+                server.waits(isCounted, client.group)
+            }
+        }
+    }
+    private var isCounted = false
     private var input: [UInt8] = []
     private var output = HandshakeWriter()
     private var sent = 0
@@ -41,6 +53,13 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private var watched: Events = []
     private var timer: LoopTimer?
     private var optionCount = 0
+    /// The question under way.
+    private var question: Task<Void, Never>?
+    /// What of the answer to LIST is not in `output` yet, and whether its end is.
+    private var listed: ArraySlice<ExportInfo> = []
+    private var isListing = false
+
+    private static let chunkBytes = 64 << 10
 
     private var noZeroes = false
     private var structuredReplies = false
@@ -57,6 +76,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
 
     /// Greets the client. On the loop.
     func start() {
+        step = .clientFlags
         output.greeting()
         setTimer()
         proceed()
@@ -70,6 +90,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
         }
         log.debug("handshake ended", metadata: ["client": "\(client.address)", "reason": "\(reason)"])
         step = .closed
+        question?.cancel()
+        question = nil
+        listed = []
         timer?.cancel()
         timer = nil
         unwatch()
@@ -80,7 +103,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
     /// Whether it waits for the client, and so may be closed to make room.
     var isWaitingForClient: Bool {
         switch step {
-        case .asking, .moved, .closed: false
+        case .begun, .asking, .moved, .closed: false
         default: true
         }
     }
@@ -90,17 +113,27 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private func setTimer() {
         timer = loop.after(ns: server.limits.handshakeTimeoutMs * 1_000_000) { [weak self] in
             guard let self else { return }
+            switch step {
             // Not the client's time: it begins anew. Bounded by the number of options.
-            if isAsking { setTimer() } else { close("no export chosen in time") }
+            case .asking, .moved: setTimer()
+            case .closed: break
+            default: close("no export chosen in time")
+            }
         }
     }
 
     // MARK: Input and output
 
     func ready(_ events: Events) {
+        loop.assertOwner()
         if isAsking {
-            // Only told of a broken connection now. The answer finds it closed.
-            close("the client went away")
+            // Only told now that the client has hung up. Perhaps it has said all it has to say, and still listens.
+            if watched.contains(.hangup), Sockets.arrivedBytes(socket.raw) > 0 {
+                watched = []
+                loop.rewatch(socket.raw, [])
+            } else {
+                close("the client went away")
+            }
             return
         }
         proceed()
@@ -112,7 +145,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
         while true {
             guard flush() else { break }
             switch step {
-            case .asking, .moved, .closed: break
+            case .begun, .asking, .moved, .closed: break
             case .closing: close("done")
             default: if receiveMessage() { continue }
             }
@@ -124,8 +157,8 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private func watch() {
         let wanted: Events
         switch step {
-        case .moved, .closed: return
-        case .asking: wanted = []
+        case .begun, .moved, .closed: return
+        case .asking: wanted = .hangup
         default: wanted = sent < output.bytes.count ? .writable : .readable
         }
         if isWatched {
@@ -148,7 +181,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
 
     /// True when all has been sent.
     private func flush() -> Bool {
-        while sent < output.bytes.count {
+        while sent < output.bytes.count || continueList() {
             let result = output.bytes.withUnsafeBytes {
                 Sockets.send(socket.raw, UnsafeRawBufferPointer(rebasing: $0[sent...]))
             }
@@ -165,6 +198,22 @@ final class Handshake: EventHandler, @unchecked Sendable {
         return true
     }
 
+    /// The next piece of the answer to LIST. False: there is none.
+    private func continueList() -> Bool {
+        guard isListing else { return false }
+        output = HandshakeWriter()
+        sent = 0
+        while output.bytes.count < Self.chunkBytes, let export = listed.popFirst() {
+            output.server(name: export.name, description: export.description)
+        }
+        if listed.isEmpty {
+            isListing = false
+            listed = []
+            output.ack(NBD.OptionCode.list)
+        }
+        return true
+    }
+
     /// Reads towards the message at hand, and handles it once complete. False: the socket has no more for now.
     private func receiveMessage() -> Bool {
         let wanted: Int
@@ -173,7 +222,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
         case .optionHeader: wanted = OptionHeader.lengthBytes
         case .optionData(let header): wanted = Int(header.dataBytes)
         case .skipping(_, let left): wanted = left
-        case .asking, .closing, .moved, .closed: return false
+        case .begun, .asking, .closing, .moved, .closed: return false
         }
         if case .skipping = step { return skip(wanted) }
         while input.count < wanted {
@@ -239,7 +288,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
             begin(header)
         case .optionData(let header):
             handle(header.code, ClientOption(code: header.code, data: bytes))
-        case .skipping, .asking, .closing, .moved, .closed:
+        case .begun, .skipping, .asking, .closing, .moved, .closed:
             preconditionFailure("no message is read now")
         }
     }
@@ -324,15 +373,19 @@ final class Handshake: EventHandler, @unchecked Sendable {
     ) {
         step = .asking
         let provider = server.provider
-        loop.run { [self] in
+        // The accepting loop does nothing for it: what the store takes its time for is another's work.
+        self.question = Task(executorPreference: server.asking) { [self] in
             let result: Result<T, AttachError>
             do throws(AttachError) { result = .success(try await question(provider)) } catch {
                 result = .failure(error)
             }
-            guard isAsking else { return }
-            step = .optionHeader
-            answer(self, result)
-            proceed()
+            loop.post { [self] in
+                guard isAsking else { return }
+                self.question = nil
+                step = .optionHeader
+                answer(self, result)
+                proceed()
+            }
         }
     }
 
@@ -342,15 +395,15 @@ final class Handshake: EventHandler, @unchecked Sendable {
         case .failure(let error):
             output.error(code, error.kind.wire, error.description)
         case .success(let exports):
-            for export in exports {
-                output.server(name: export.name, description: export.description)
-                if output.bytes.count > server.limits.listReplyBytes {
-                    output = HandshakeWriter()
-                    output.error(code, .errorTooBig, "too many exports to list")
-                    return
-                }
+            let bytes = exports.reduce(0) {
+                $0 + HandshakeWriter.serverBytes(name: $1.name, description: $1.description)
             }
-            output.ack(code)
+            if bytes > server.limits.listReplyBytes {
+                output.error(code, .errorTooBig, "too many exports to list")
+                return
+            }
+            listed = exports[...]
+            isListing = true
         }
     }
 
@@ -440,8 +493,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
         let reply = writer.bytes
         let connection = Connection(
             socket: socket, share: server.share(of: attached.loop), device: device, rules: rules, client: client,
-            exportName: query.exportName, log: log, ended: { [server] in server.connectionEnded() })
+            exportName: query.exportName, log: log, ended: { [server, client] in server.connectionEnded(client) })
         if server.isDraining { connection.drain() }
+        connection.attend()
         device.join(connection, admission: attached.admission) { [self] error in
             if let error, connection.abandon() {
                 loop.post { self.comeBack(code, error) }
@@ -456,6 +510,8 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private func comeBack(_ code: UInt32, _ error: AttachError) {
         guard case .moved = step else { return }
         step = .optionHeader
+        // Those that are left when the daemon ends were closed meanwhile.
+        if server.isDraining { return close("draining") }
         refuse(code, error)
         proceed()
     }

@@ -17,8 +17,12 @@ import Synchronization
 package final class Listener: Sendable {
     private let context: ServerContext
 
-    package init(provider: any ExportProvider, loop: Loop, limits: ConnectionLimits = ConnectionLimits(), log: Logger) {
-        context = ServerContext(provider: provider, loop: loop, limits: limits, log: log)
+    /// - Parameter asking: the provider's tasks run there; nil: on `loop`, for providers that do next to nothing.
+    package init(
+        provider: any ExportProvider, loop: Loop, asking: Loop? = nil, limits: ConnectionLimits = ConnectionLimits(),
+        log: Logger
+    ) {
+        context = ServerContext(provider: provider, loop: loop, asking: asking, limits: limits, log: log)
     }
 
     /// Begins to accept on `endpoint`; gives the endpoints with the ports that were really bound.
@@ -98,13 +102,16 @@ final class Door: EventHandler, @unchecked Sendable {
 final class ServerContext: @unchecked Sendable {
     let provider: any ExportProvider
     let loop: Loop
+    /// Where the provider is asked.
+    let asking: Loop
     let limits: ConnectionLimits
     let log: Logger
 
     private struct Shared {
         var shares: [ObjectIdentifier: LoopShare] = [:]
-        /// Sockets of clients, from accept to close.
+        /// Sockets of clients, from accept to close; and how many of them each group has.
         var connections = 0
+        var ofGroups: [String: Int] = [:]
         var waitingForNone: [CheckedContinuation<Void, Never>] = []
     }
 
@@ -117,12 +124,17 @@ final class ServerContext: @unchecked Sendable {
     /// In the order of their coming.
     private var handshakes: [Handshake] = []
     private var shortOfDescriptors = Episode()
-    private var full = Episode()
+    /// Those among them that wait for their clients.
+    private var waitingCount = 0
+    private var waitingOfGroups: [String: Int] = [:]
 
     /// Passes on that memory is short; there so that the budget can be made first.
     private final class Shortage: Sendable {
         let call = Mutex<(@Sendable () -> Void)?>(nil)
     }
+
+    private var refusals = 0
+    private var refusalLine = SeldomLine()
 
     private static let acceptsPerTurn = 64
     private static let handshakeGraceMs: UInt64 = 1_000
@@ -132,10 +144,12 @@ final class ServerContext: @unchecked Sendable {
 
     /// - Parameter budgetBytes: for simulation: that much, though it be less than the largest request.
     init(
-        provider: any ExportProvider, loop: Loop, limits: ConnectionLimits, log: Logger, budgetBytes: Int? = nil
+        provider: any ExportProvider, loop: Loop, asking: Loop? = nil, limits: ConnectionLimits, log: Logger,
+        budgetBytes: Int? = nil
     ) {
         self.provider = provider
         self.loop = loop
+        self.asking = asking ?? loop
         self.limits = limits
         self.log = log
         let shortage = Shortage()
@@ -223,35 +237,60 @@ final class ServerContext: @unchecked Sendable {
 
     /// Begins the handshake of a client that was accepted; who it is, the socket tells where nobody else does.
     func welcome(_ socket: FileDescriptor, client: ClientIdentity? = nil) {
-        if handshakes.count >= limits.handshakes {
-            handshakes.first(where: \.isWaitingForClient)?.close("too many unfinished handshakes")
-        }
-        let isWelcome = shared.withLock { shared in
-            guard shared.connections < limits.connections else { return false }
-            shared.connections += 1
-            return true
-        }
-        guard isWelcome else {
-            if full.failed("full", nowNs: loop.nowNs) {
-                log.warning("connections refused: max-connections (\(limits.connections)) are there; raise it")
-            }
+        let client = client ?? ClientIdentity(Peer(socket))
+        guard takePlace(client.group) else {
+            noteRefusal(client)
             socket.close()
             return
         }
-        if let over = full.worked(nowNs: loop.nowNs, quietNs: Self.quietNs) {
-            log.notice("connections are taken again: \(over.count) were refused in \(over.durationMs / 1000) s")
-        }
         Sockets.tune(socket, deadAfterMs: limits.deadPeerMs)
-        let client = client ?? ClientIdentity(address: Sockets.peerName(socket), host: Sockets.peerHost(socket))
         let handshake = Handshake(socket: socket, client: client, server: self, loop: loop, log: log)
         handshakes.append(handshake)
         handshake.start()
+        if waitingCount > limits.handshakes { makeRoom() }
+    }
+
+    private func takePlace(_ group: String) -> Bool {
+        shared.withLock { shared in
+            let own = shared.ofGroups[group, default: 0]
+            guard own < limits.connections, shared.connections < limits.connections + limits.connectionsForOthers
+            else { return false }
+            shared.connections += 1
+            shared.ofGroups[group] = own + 1
+            return true
+        }
+    }
+
+    /// One line in a while, however many come.
+    private func noteRefusal(_ client: ClientIdentity) {
+        refusals += 1
+        guard refusalLine.isDue(loop.nowNs) else { return }
+        log.warning(
+            "connections refused: one client address may have \(limits.connections), all together \(limits.connections + limits.connectionsForOthers)",
+            metadata: ["client": "\(client.address)", "refused": "\(refusals)"])
+        refusals = 0
+    }
+
+    /// Of too many handshakes that wait for their clients, the oldest goes of the address that has most of them: who opens
+    /// connections in a loop is in his own way only.
+    private func makeRoom() {
+        guard let most = waitingOfGroups.values.max() else { return }
+        handshakes.first { $0.isWaitingForClient && waitingOfGroups[$0.client.group] == most }?
+            .close("too many unfinished handshakes")
+    }
+
+    /// A handshake of `group` begins to wait for its client, or no longer does.
+    func waits(_ isWaiting: Bool, _ group: String) {
+        let count = waitingOfGroups[group, default: 0] + (isWaiting ? 1 : -1)
+        precondition(count >= 0)
+        waitingOfGroups[group] = count == 0 ? nil : count
+        waitingCount += isWaiting ? 1 : -1
     }
 
     /// A handshake ended, and its socket is closed.
     func ended(_ handshake: Handshake) {
         moved(handshake)
-        connectionEnded()
+        connectionEnded(handshake.client)
     }
 
     /// A handshake ended in a connection.
@@ -259,10 +298,12 @@ final class ServerContext: @unchecked Sendable {
 
     // MARK: All connections (any thread)
 
-    func connectionEnded() {
+    func connectionEnded(_ client: ClientIdentity) {
         let waiting = shared.withLock { shared in
             shared.connections -= 1
-            precondition(shared.connections >= 0)
+            let own = shared.ofGroups[client.group, default: 0] - 1
+            precondition(shared.connections >= 0 && own >= 0)
+            shared.ofGroups[client.group] = own == 0 ? nil : own
             guard shared.connections == 0 else { return [CheckedContinuation<Void, Never>]() }
             defer { shared.waitingForNone = [] }
             return shared.waitingForNone
@@ -314,5 +355,16 @@ final class ServerContext: @unchecked Sendable {
             }
         }
         return all
+    }
+}
+
+/// A message that would otherwise flood the log: one line in ten seconds.
+private struct SeldomLine {
+    private var lastNs: UInt64?
+
+    mutating func isDue(_ nowNs: UInt64) -> Bool {
+        if let lastNs, nowNs - lastNs < 10_000_000_000 { return false }
+        lastNs = nowNs
+        return true
     }
 }

@@ -1,5 +1,4 @@
-// What all connections of one loop share: buffers, request objects, a step of the common budget, and the lists of those
-// who have something to do at the end of the loop's turn.
+// What all connections of one loop share: buffers, request objects, and the lists of those who have something to do at the end of the loop's turn.
 //
 // Always holds: at most one connection is in a turn at a time; the receive buffer, the vectors and the cookies are its own
 // till that turn ends.
@@ -24,7 +23,6 @@ final class LoopShare: @unchecked Sendable {
     /// Connections that are not over, with their pending requests: this keeps them alive.
     private(set) var connections: [ObjectIdentifier: Connection] = [:]
     private var idleRequests: [Unmanaged<DeviceRequest>] = []
-    private var credit = 0
 
     private var dirty: [Connection] = []
     private var resuming: [Connection] = []
@@ -32,7 +30,6 @@ final class LoopShare: @unchecked Sendable {
     private var stallTickIsSet = false
     private var trimIsSet = false
 
-    private static let creditStepBytes = 1 << 20
     private static let keptRequests = 1024
     private static let trimAfterNs: UInt64 = 5_000_000_000
 
@@ -60,6 +57,7 @@ final class LoopShare: @unchecked Sendable {
     /// `connection` begins a turn. A device that calls `absorb` from within another connection's turn would overwrite the
     /// bytes being parsed, so that is a crash.
     func begin(_ connection: Connection) {
+        loop.assertOwner()
         precondition(active == nil, "a turn within a turn")
         active = connection
     }
@@ -101,12 +99,20 @@ final class LoopShare: @unchecked Sendable {
 
     // MARK: Connections
 
-    func add(_ connection: Connection) { connections[ObjectIdentifier(connection)] = connection }
-    func remove(_ connection: Connection) { connections[ObjectIdentifier(connection)] = nil }
+    func add(_ connection: Connection) {
+        loop.assertOwner()
+        connections[ObjectIdentifier(connection)] = connection
+    }
+
+    func remove(_ connection: Connection) {
+        loop.assertOwner()
+        connections[ObjectIdentifier(connection)] = nil
+    }
 
     // MARK: Requests
 
     func takeRequest() -> DeviceRequest {
+        loop.assertOwner()
         if let request = idleRequests.popLast() { return request.takeUnretainedValue() }
         return Unmanaged.passRetained(DeviceRequest()).takeUnretainedValue()
     }
@@ -133,34 +139,6 @@ final class LoopShare: @unchecked Sendable {
 
     // MARK: Memory
 
-    /// Takes `bytes` of the common budget for a connection of this loop.
-    func take(_ bytes: Int) -> Bool {
-        if credit >= bytes {
-            credit -= bytes
-            return true
-        }
-        if budget.take(bytes + Self.creditStepBytes) {
-            credit += Self.creditStepBytes
-            return true
-        }
-        return budget.take(bytes)
-    }
-
-    func force(_ bytes: Int) {
-        if credit >= bytes { credit -= bytes } else { budget.force(bytes) }
-    }
-
-    func give(_ bytes: Int) {
-        credit += bytes
-        if credit > 2 * Self.creditStepBytes || budget.isContended { returnCredit() }
-    }
-
-    private func returnCredit() {
-        if credit == 0 { return }
-        budget.give(credit)
-        credit = 0
-    }
-
     func giveBuffer(_ buffer: UnsafeMutableRawPointer, bytes: Int) {
         pool.give(buffer, bytes: bytes)
         setTrim()
@@ -177,9 +155,8 @@ final class LoopShare: @unchecked Sendable {
         }
     }
 
-    /// Somebody waits for memory: hands out what this loop holds in reserve, and looks each second for clients that stall.
+    /// Somebody waits for memory: looks each second for clients that stall.
     func memoryIsShort() {
-        returnCredit()
         if stallTickIsSet { return }
         stallTickIsSet = true
         loop.after(ns: 1_000_000_000) { [weak self] in

@@ -181,6 +181,9 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
     }
     func disconnect(reason: String) { ended.withLock { $0 = reason } }
     func absorb(isFirst: Bool) -> Bool { absorbs }
+    /// What the connection would have moved; grows where a test says so.
+    let moved = Mutex<UInt64>(0)
+    var movedBytes: UInt64 { moved.withLock { $0 } }
 
     /// Runs one request to its end.
     func run(

@@ -200,7 +200,7 @@ import Testing
         let bed = try DiskBed()
         bed.scratch.writesInline = false
         bed.scratch.holdsCompletions = true
-        bed.loop.start()
+        try bed.loop.start()
         let weakly = Weakly()
         await bed.context.run { [context = bed.context] in
             let pages = DirtyPages(arena: context.arena)

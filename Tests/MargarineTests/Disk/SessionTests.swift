@@ -3,6 +3,7 @@
 @testable import Margarine
 import ObjectStore
 import Runtime
+import Synchronization
 import Testing
 
 @Suite struct SessionTests {
@@ -204,6 +205,96 @@ import Testing
         #expect(try await second.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("row 17: processes on one host are different clients; a named session has one address unless told otherwise")
+    func aSessionHasOneAddress() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d", host: "unix:pid 812@5")
+        await #expect(throws: AttachError.self) { try await bed.attach("d", host: "unix:pid 812@6") }
+        await first.leave(clean: true)
+        let named = try await bed.attach("d?session=secret", host: "h1")
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=secret", host: "h2") }
+        _ = try await bed.attach("d?session=secret", host: "h1")
+        var settings = bed.context.settings
+        settings.sessionAddresses = .any
+        bed.manager.apply(settings)
+        _ = try await bed.attach("d?session=secret", host: "h2")
+        withExtendedLifetime(named) {}
+    }
+
+    @Test("row 17: the name of a session is not told to others")
+    func aRefusalDoesNotTellTheSession() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=secret", host: "h1")
+        for export in ["d", "d?session=other"] {
+            do {
+                _ = try await bed.attach(export, host: "h2")
+                Issue.record("two clients")
+            } catch let error as AttachError {
+                #expect(!error.description.contains("secret"))
+                #expect(error.description.contains("h1:1"), "it says who has it")
+            }
+        }
+        withExtendedLifetime(first) {}
+    }
+
+    /// A session that was resumed from elsewhere, or after a restart, kept its first host, or none: then anybody was admitted
+    /// beside it, and its own further connections were not.
+    @Test("row 17: a session belongs to the host that resumed it")
+    func aSessionBelongsToTheHostThatResumedIt() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let first = try await bed.attach("d", host: "h1")
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: false)
+        let second = try await bed.attach("d", host: "h2")
+        _ = try await bed.attach("d", host: "h2")
+        await #expect(throws: AttachError.self) { try await bed.attach("d", host: "h1") }
+        try await second.write(pattern(4096, 2), at: 0)
+        bed.kill()
+        let again = try DiskBed(store: bed.store, scratch: bed.scratch.kill())
+        await again.manager.recover()
+        let third = try await again.attach("d", host: "h3")
+        #expect(try await third.read(4096, at: 0) == pattern(4096, 2))
+        await #expect(throws: AttachError.self) { try await again.attach("d", host: "h4") }
+        _ = try await again.attach("d", host: "h3")
+    }
+
+    @Test("row 16: a connection that makes progress is waited for, one that is silent for long is closed")
+    func progressCounts() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let slow = try await bed.attach("d?session=s")
+        await slow.onLoop { slow.absorbs = false }
+        let busy = Task {
+            for _ in 0..<30 {
+                await bed.environment.sleep(ns: 100_000_000)
+                slow.moved.withLock { $0 += 1 }
+            }
+            await slow.onLoop { slow.absorbs = true }
+        }
+        _ = try await bed.attach("d?session=s")
+        await busy.value
+        #expect(slow.disconnected == nil)
+    }
+
+    @Test("row 16: a joining connection whose client goes away is waited for no longer")
+    func aJoinerThatLeavesIsForgotten() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let stuck = try await bed.attach("d?session=s")
+        await stuck.onLoop { stuck.absorbs = false }
+        let attached = try await bed.manager.attach(
+            "d?session=s", client: ClientIdentity(address: "h:2", host: "h"))
+        let joiner = TestClient(attached)
+        let joined = Task { try await joiner.join() }
+        await bed.environment.sleep(ns: 50_000_000)
+        await joiner.leave(clean: false)
+        await #expect(throws: AttachError.self) { try await joined.value }
+        #expect(stuck.disconnected == nil)
+    }
+
     /// Found by the simulator: a client that had been cut within a handshake kept its disk from seeing the clean end of the
     /// others, and a kill after that undid their writes.
     @Test func aCleanEndCountsWhileAnotherConnectionIsWithinItsHandshake() async throws {
@@ -349,5 +440,15 @@ import Testing
         #expect(try await third.read(4096, at: 0) == pattern(4096, 1))
         await third.leave(clean: true)
         await #expect(throws: AttachError.self) { _ = try await again.attach("d?session=one") }
+    }
+}
+
+@Suite struct ExportNameTests {
+    @Test("also: a generation is written in one way, not as +1 or 01")
+    func aGenerationIsWrittenInOneWay() throws {
+        #expect(try ExportName("a@17").generation == 17)
+        for text in ["a@+1", "a@01", "a@0", "a@", "a@-1", "a@1 ", "a@18446744073709551616", "a@1_0", "a@1@2"] {
+            #expect(throws: AttachError.self) { try ExportName(text) }
+        }
     }
 }
