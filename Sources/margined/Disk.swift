@@ -92,7 +92,7 @@ struct DiskSizeArgument {
 struct DiskOptionFlags: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Which instants become generations: btrfs super blocks, completed flushes, or by what is on the disk.",
+            "Which instants become generations: flushes, only super blocks of btrfs, or both.",
             valueName: "auto|btrfs|flush"))
     var safePoints: String?
 

@@ -410,7 +410,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         let outcome = await connection.run(request)
         world.note("\(kind) \(number) \(granules)\(fua ? " fua" : "") \(outcome)")
         ended(number, safePoint, outcome)
-        if case .done = outcome, fua, shape.rule == .flush { reached(start, isFlushed: true) }
+        if case .done = outcome, fua, shape.rule != .btrfs { reached(start, isFlushed: true) }
     }
 
     /// What came of a write, and of the safe point that it makes.
@@ -435,9 +435,9 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     private func flush(_ connection: SimConnection) async -> Bool {
         let start = world.nextTick()
-        // Until there is a super block, `auto` takes flushes for safe points too.
+        // Under `auto` super blocks are safe points besides.
         let safePoint = shape.rule == .btrfs ? nil : model.beginSafePoint(at: start)
-        let safeBefore = shape.rule == .flush ? start : safeTo
+        let safeBefore = shape.rule == .btrfs ? safeTo : start
         let outcome = await connection.run(SimRequest(.flush))
         world.note("flush \(outcome)")
         guard case .done = outcome else {

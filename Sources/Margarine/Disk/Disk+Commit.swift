@@ -21,6 +21,7 @@ extension Disk {
     }
 
     private func isDue(_ layer: Layer) -> Bool {
+        if awaitsMirrors { return false }
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
         return isDraining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
             || layer.dataBytes >= context.settings.commitBytes
@@ -32,6 +33,7 @@ extension Disk {
     func startCommit() {
         commitTimer?.cancel()
         commitTimer = nil
+        if awaitsMirrors { return heldCommit.isWanted = true }
         guard !isCommitting, lost == nil, waiting != nil || committing != nil || headIsStale else { return }
         isCommitting = true
         context.spawn { [self] in await commitAll() }

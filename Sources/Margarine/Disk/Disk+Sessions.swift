@@ -61,10 +61,6 @@ extension Disk {
         admitted.admissions += 1
         let ticket = Admission.Ticket(admitted)
         do throws(AttachError) {
-            if needsSuperBlockLook, await lookForSuperBlock() != nil {
-                throw AttachError(
-                    .unavailable, "disk '\(self.name)' can't be read now\(context.locations.troubles); try again")
-            }
             if head.session != admitted.name, admitted.name != nil { try await recordSession() }
         } catch {
             lapse(ticket)
@@ -203,7 +199,6 @@ extension Disk {
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             if context.settings.fault != .rollBackSkipped { active = Layer(pages: pages) }
             active.lastSequence = journal.lastSequence
-            needsSuperBlockLook = true
             if let gone { unjournaledLosses.insert(gone) }
             whenAppended { [self] error in
                 guard error == nil, let gone, unjournaledLosses.remove(gone) != nil else { return }
@@ -212,7 +207,6 @@ extension Disk {
             }
         }
         endSession(isOver: false)
-        flushedSinceSuper = true
         startCommit()
         scheduleRelease()
     }
@@ -225,6 +219,7 @@ extension Disk {
             ended = Ended(name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
         }
         session = nil
+        forgetSuperBlocks()
     }
 
     /// A session that has ended, and the journal record up to which it must be committed.

@@ -34,15 +34,16 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var committing: Layer?
 
     // Safe points (Disk+SafePoints).
-    /// Whether a valid btrfs super block stands at 64 KiB now.
-    var hasSuperBlock = false
-    var lastSuperGeneration: UInt64 = 0
-    var flushedSinceSuper = true
+    var superBlocks = SuperBlockWatch(isFlushed: true)
     var lastSafePointNs: UInt64?
     /// When a full commit of btrfs last began to become a generation.
     var lastFullNs: UInt64 = 0
-    /// What stands at 64 KiB is not known: looked at before the next session.
-    var needsSuperBlockLook = true
+    /// Runs while commits wait for the mirrors of the last super block.
+    var mirrorTimer: LoopTimer?
+    /// What that wait holds up.
+    var heldCommit = HeldCommit()
+    /// Runs while a flush's safe point waits for the super block that takes its place.
+    var superBlockTimer: LoopTimer?
 
     // Sessions (Disk+Sessions).
     var session: Session?
@@ -197,7 +198,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     private var isJournalFilling: Bool {
         let limit = context.settings.journalLimitBytes
         // btrfs gets longer to reach its own.
-        return journal.liveBytes > (rule == .btrfs ? limit / 4 * 3 : limit / 2)
+        return journal.liveBytes > (expectsSuperBlocks ? limit / 4 * 3 : limit / 2)
     }
 
     /// Waits until trying again makes sense.

@@ -42,6 +42,8 @@ package enum Fault: String, Sendable, CaseIterable {
     case collectionScansFirst
     /// Collection: the disks of the last of several locations are not looked at.
     case collectionSkipsLocation
+    /// Safe points: under `auto` a flush makes none while something like a btrfs super block stands at 64 KiB.
+    case flushWithoutSafePoint
 }
 
 #if MARGARINE_FAULTS
