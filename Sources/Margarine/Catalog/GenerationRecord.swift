@@ -131,7 +131,7 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
     func check(what: String) throws(CatalogError) {
         guard generation >= 1, generation < ControlObject.countLimit, epoch < ControlObject.countLimit,
             journalSequence < ControlObject.countLimit, ControlObject.times.contains(committedAtMs),
-            DiskSize.isValid(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
+            DiskSize.isStorable(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
             usedBlocks == root?.usedBlocks ?? 0, storedBytes == root?.storedBytes ?? 0,
             usedBlocks <= ManifestShape.blocks(sizeBytes: sizeBytes),
             origin.map({ DiskName.isValid($0.disk) && $0.generation < ControlObject.countLimit }) ?? true

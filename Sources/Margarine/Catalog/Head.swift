@@ -142,7 +142,7 @@ package struct Head: Sendable, Equatable, Codable {
         let what = "the head of disk '\(name)'"
         let head = try ControlObject.open(
             Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
-        guard head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
+        guard head.name == name, DiskSize.isStorable(head.sizeBytes), head.generation < ControlObject.countLimit,
             head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
             ControlObject.times.contains(head.owner?.sinceMs ?? 0),
             (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),

@@ -281,6 +281,7 @@ package final class DiskManager: ExportProvider {
             let made = (
                 Snapshot(
                     name: key.name,
+        try AttachError.checkSize(sizeBytes, of: key.name, "`margined disk export` writes it to a file")
                     manifest: Manifest(
                         sizeBytes: sizeBytes, root: record?.root, depth: record?.depth, cache: context.manifests),
                     context: context), context
