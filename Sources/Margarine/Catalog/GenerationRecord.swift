@@ -31,6 +31,8 @@ package enum GenerationKind: String, Sendable, Codable, CaseIterable {
     case received
     /// The same bytes at another location.
     case localized
+    /// One instant of several disks that were forked together.
+    case cut
 }
 
 package struct GenerationRecord: Sendable, Equatable, Codable {

@@ -46,7 +46,7 @@ extension Disk {
             if committing == nil {
                 committing = waiting
                 waiting = nil
-            } else if hasFailed, let next = waiting {
+            } else if hasFailed, committing!.kind != .cut, let next = waiting {
                 // A newer safe point supersedes what the last try tried.
                 let kind = next.kind
                 committing!.merge(next)
@@ -146,6 +146,7 @@ extension GenerationKind {
         case .rolledBack: 9
         case .received: 10
         case .localized: 11
+        case .cut: 12
         }
     }
 

@@ -43,6 +43,7 @@ extension Disk {
         waiting!.kind = kind
         if !isTorn { active = Layer(pages: pages) }
         active.lastSequence = sequence
+        if kind == .cut { return }
         if kind == .flush { return commitUnlessSuperBlockFollows() }
         if kind == .btrfsFull { commitFullTransaction() }
         scheduleCommit()

@@ -42,6 +42,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var mirrorTimer: LoopTimer?
     /// What that wait holds up.
     var heldCommit = HeldCommit()
+    /// Writes wait for its end (Disk+Cut).
+    var hold: DiskHold?
     /// Runs while a flush's safe point waits for the super block that takes its place.
     var superBlockTimer: LoopTimer?
 
@@ -187,6 +189,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     /// Whether `count` more dirty pages can be taken now.
     func hasRoom(pages count: Int) -> Bool {
+        if hold != nil { return false }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
         if journal.heldBytes + bytes > context.settings.journalLimitBytes { return false }
         if !context.journals.hasRoom(bytes) { return false }
@@ -203,6 +206,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     /// Waits until trying again makes sense.
     func waitForRoom(pages count: Int) async {
+        if hold != nil { return await withCheckedContinuation { roomWaiters.append($0) } }
         if isJournalFilling { commitAnyway() }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
         if !context.journals.hasRoom(bytes) { context.journals.askForRoom(nowNs: nowNs) }
