@@ -32,7 +32,7 @@ import Testing
     func attached(_ rule: SafePointRule, _ harm: Harm) async throws {
         let (before, first) = try await disk(rule)
         try #require(!first.isEmpty)
-        let bed = try DiskBed(store: before.store) { $0.requestTimeoutMs = 200 }
+        let bed = try DiskBed(store: before.store) { if harm == .outage { $0.requestTimeoutMs = 3_000 } }
         for key in first {
             switch harm {
             case .missing: try await before.store.delete([key])
