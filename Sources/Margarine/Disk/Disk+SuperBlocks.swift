@@ -9,8 +9,6 @@ internal import BlockCache
 internal import Runtime
 
 extension Disk {
-    /// Longest that a commit waits for mirrors.
-    private static let mirrorsWithinNs: UInt64 = 100_000_000
     /// Longest that a flush's safe point waits for the super block that takes its place.
     private static let superBlockWithinNs: UInt64 = 500_000_000
 
@@ -61,7 +59,9 @@ extension Disk {
         }
         if missing.isEmpty { return }
         superBlocks.expectMirrors(missing)
-        mirrorTimer = context.after(ns: Disk.mirrorsWithinNs) { [weak self] in self?.endMirrorHold() }
+        mirrorTimer = context.after(ns: UInt64(context.settings.mirrorsWithinMs) * 1_000_000) { [weak self] in
+            self?.endMirrorHold()
+        }
     }
 
     /// A write touched these pages while mirrors are due.

@@ -17,10 +17,15 @@ import Testing
         case beside
     }
 
+    /// - Parameter mirrorsWithinMs: so long that a busy machine makes no mirror late.
     private func bed(
-        _ rule: SafePointRule, _ durability: Durability = .scratch, size: UInt64 = 128 << 20
+        _ rule: SafePointRule, _ durability: Durability = .scratch, size: UInt64 = 128 << 20,
+        mirrorsWithinMs: Int64 = 20_000
     ) async throws -> DiskBed {
-        let bed = try DiskBed { $0.commitIntervalMs = 1 }
+        let bed = try DiskBed {
+            $0.commitIntervalMs = 1
+            $0.mirrorsWithinMs = mirrorsWithinMs
+        }
         try await bed.create(size: size) {
             $0.safePoints = rule
             $0.durability = durability
@@ -89,7 +94,7 @@ import Testing
 
     @Test("row 15: nothing stays dirty after a mirror that comes late")
     func lateMirror() async throws {
-        let bed = try await bed(.btrfs)
+        let bed = try await bed(.btrfs, mirrorsWithinMs: 20)
         let client = try await bed.attach()
         try await client.write(pattern(4096, 1), at: 4 << 20)
         try await client.flush()
@@ -118,6 +123,7 @@ import Testing
         #expect(pages(1 << 40, 1 << 20) == [])
         let bed = try await bed(.btrfs, size: 1 << 40)
         let client = try await bed.attach()
+        try await client.flush()
         try await client.write(superBlock(5), at: 65536, fua: true)
         try await client.write(superBlock(5, at: Self.far), at: Self.far)
         try await client.write(superBlock(5, at: Self.mirror), at: Self.mirror)
