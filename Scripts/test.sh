@@ -42,6 +42,7 @@ stage_manifests() { bed manifests file; }
 stage_collect() { bed collect file; }
 stage_locations() { bed locations s3check; }
 stage_forks() { bed forks file; }
+stage_members() { bed members file; }
 stage_history() { bed history file; }
 stage_life() { bed life file; }
 stage_chaos() {
@@ -55,7 +56,7 @@ stage_crash-s3() { bed crash s3check; }
 stage_btrfs-s3() { bed btrfs s3check; }
 stage_btrfs-ceph() { Scripts/install-deps.sh ceph && bed btrfs ceph; }
 stage_crash-ceph() { Scripts/install-deps.sh ceph && bed crash ceph; }
-all=(deps build format unit simulate cli nbd servers clients deadwrite ownership crash btrfs outage forks history life locations scale collect manifests chaos address crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
+all=(deps build format unit simulate cli nbd servers clients deadwrite ownership crash btrfs outage forks members history life locations scale collect manifests chaos address crash-s3 btrfs-s3 btrfs-ceph crash-ceph)
 
 # 77 is what a test that cannot run here ends with.
 run_if_there() { [ -e "$1" ] || { echo "no $1 in this tree"; return 77; }; "$2" "$1"; }

@@ -11,7 +11,7 @@ struct Disk: ParsableCommand {
         discussion: """
             Works on the store itself, safely beside running daemons and without any.
 
-            Sizes are written like 4096, 512M, 10G or 16E (powers of 1024), durations like 500ms, 60s, 5m, 1d or 0.
+            Sizes are written like 4096, 512M, 10G or 2T (powers of 1024), durations like 500ms, 60s, 5m, 1d or 0.
 
             Examples:
               margined disk create work --size 10G --store file:///srv/disks
@@ -78,14 +78,11 @@ struct DiskSizeArgument {
 
     /// - Throws: `ValidationError` that says what is wrong.
     init(_ text: String) throws {
-        // 16 EiB itself is one more than 64 bits hold: the largest disk is a block smaller.
-        if ["16E", "16e", "16EiB"].contains(text) {
-            bytes = DiskSize.maxBytes
-            return
-        }
         do {
             bytes = try ByteSize.parse(text)
             try DiskSize.check(bytes)
+        } catch let error as QuantityError where error.isTooLarge {
+            throw ValidationError("--size: \(error); \(DiskSize.maxReason)")
         } catch {
             throw ValidationError("--size: \(error)")
         }
@@ -96,7 +93,7 @@ struct DiskSizeArgument {
 struct DiskOptionFlags: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Which instants become generations: btrfs super blocks, completed flushes, or by what is on the disk.",
+            "Which instants become generations: flushes, only super blocks of btrfs, or both.",
             valueName: "auto|btrfs|flush"))
     var safePoints: String?
 

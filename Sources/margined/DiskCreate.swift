@@ -17,7 +17,7 @@ struct DiskCreate: AsyncParsableCommand {
     @Argument(help: "1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit.")
     var name: DiskNameArgument
 
-    @Option(help: ArgumentHelp("Size, a multiple of 512 bytes, as in 10G; at most 16E.", valueName: "size"))
+    @Option(help: ArgumentHelp("Size, a multiple of 512 bytes, as in 10G; less than 8E.", valueName: "size"))
     var size: String
 
     @OptionGroup var options: DiskOptionFlags

@@ -17,7 +17,7 @@ struct DiskResize: AsyncParsableCommand {
 
     @Argument(help: "The disk.") var name: DiskNameArgument
 
-    @Option(help: ArgumentHelp("New size, a multiple of 512 bytes, as in 20G; at most 16E.", valueName: "size"))
+    @Option(help: ArgumentHelp("New size, a multiple of 512 bytes, as in 20G; less than 8E.", valueName: "size"))
     var size: String
 
     @Flag(help: "A smaller size is meant: what lies behind it is lost.") var shrink = false

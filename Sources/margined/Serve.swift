@@ -138,7 +138,8 @@ private struct ServeRun {
             switch request.command {
             case "status": ControlAnswer(status: await daemon.status())
             case "look": await daemon.look()
-            default: ControlAnswer(error: "unknown command '\(request.command)': known are status and look")
+            case "cut": await daemon.cut(request.arguments?["disks"] ?? "")
+            default: ControlAnswer(error: "unknown command '\(request.command)': known are status, look and cut")
             }
         }
         defer { control.close() }

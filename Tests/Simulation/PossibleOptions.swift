@@ -34,11 +34,8 @@ struct PossibleOptions {
         changesRule || all(since: tick).contains { $0.safePoints != .btrfs }
     }
 
-    /// A flush makes a safe point for sure. Under `auto` it does unless the session has written a super block itself: one that
-    /// was there before says nothing of who writes now.
-    func takeFlushes(since tick: UInt64, _ hasWrittenSuper: Bool) -> Bool {
-        all(since: tick).allSatisfy { $0.safePoints == .flush || ($0.safePoints == .auto && !hasWrittenSuper && !leavesAutoOut) }
-    }
+    /// A flush makes a safe point for sure, under `auto` as well, whatever stands at 64 KiB.
+    func takeFlushes(since tick: UInt64) -> Bool { all(since: tick).allSatisfy { $0.safePoints != .btrfs } }
 
     /// A super block makes one for sure.
     func takeSuperBlocks(since tick: UInt64) -> Bool { all(since: tick).allSatisfy { $0.safePoints != .flush } }

@@ -280,9 +280,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         let outcome = await connection.run(request)
         world.note("\(kind) \(number) \(granules)\(fua ? " fua" : "") \(outcome)")
         ended(number, safePoint, outcome)
-        if case .done = outcome, fua, options.takeFlushes(since: start, hasWrittenSuper) {
-            reached(start, flushSince: start)
-        }
+        if case .done = outcome, fua, options.takeFlushes(since: start) { reached(start, flushSince: start) }
     }
 
     /// What came of a write, and of the safe point that it makes.
@@ -310,7 +308,7 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     func flush(_ connection: SimConnection) async -> Bool {
         let start = world.nextTick()
-        // Until there is a super block, `auto` takes flushes for safe points too.
+        // Under `auto` super blocks are safe points besides.
         let safePoint = options.mayTakeFlushes(since: start) ? model.beginSafePoint(at: start) : nil
         let safeBefore = safeTo
         let outcome = await connection.run(SimRequest(.flush))
@@ -320,7 +318,7 @@ final class SimClient: @unchecked Sendable {  // as its world
             return false
         }
         if let safePoint { model.endSafePoint(safePoint, at: world.nextTick()) }
-        reached(options.takeFlushes(since: start, hasWrittenSuper) ? start : safeBefore, flushSince: start)
+        reached(options.takeFlushes(since: start) ? start : safeBefore, flushSince: start)
         return true
     }
 

@@ -42,7 +42,7 @@ t_the_difference_of_two_generations_is_told() {
   m 0 disk fork a@1 b
   m 0 disk diff a@1 b --json
   same "$(json 'd["ranges"]')" "[]"
-  m 0 disk create c --size 16E
+  m 0 disk create c --size 7E
   m 0 disk diff c b --json
   same "$(json 'd["from"]["generation"], sum(r["length"] for r in d["ranges"])')" "(0, 3145728)"
   m 1 disk diff a@1 a@9

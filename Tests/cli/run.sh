@@ -82,7 +82,7 @@ t_help_explains_every_command() {
 t_bad_usage_exits_64_in_one_line() {
   local -a bad=(
     "--bogus" "bogus" "serve --bogus" "serve --listen" "serve stray" "disk bogus" "disk create" "disk create a"
-    "disk create a --size" "disk create a --size 10X" "disk create a --size 0" "disk create a --size 100" "disk create a --size 17E"
+    "disk create a --size" "disk create a --size 10X" "disk create a --size 0" "disk create a --size 100" "disk create a --size 8E" "disk create a --size 16E" "disk create a --size 9223372036837999104"
     "disk create a --size -1" "disk create -a --size 1G" "disk create a/b --size 1G" "disk create .a --size 1G"
     "disk create a --size 1G --durability none" "disk create a --size 1G --safe-points ext4" "disk create a --size 1G --resume-window 5"
     "disk create a --size 1G --resume-window 8d" "disk set a" "disk show" "disk resize a" "disk export a" "disk import x"
@@ -277,7 +277,7 @@ t_a_disk_is_made_shown_listed_changed_and_deleted() {
   export MARGARINE_STORE=file://$dir/store
   m 0 disk create work --size 10G
   same "$out$err" ""
-  m 0 disk create big --size 16E --safe-points flush --durability store --resume-window 0 --json
+  m 0 disk create big --size 9223372036837998592 --safe-points flush --durability store --resume-window 0 --json
   same "$(json 'd["safePoints"], d["durability"], d["resumeWindowMs"]')" "('flush', 'store', 0)"
   m 0 disk show work --json
   same "$(json 'sorted(set(["name","size","generation","epoch","owner","safePoints","durability","blocks","storedBytes","committedAt"]) - set(d))')" "[]"

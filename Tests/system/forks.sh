@@ -56,7 +56,7 @@ whole() {
 }
 until [ -s "$WORK/counted" ] && [ "$(cat "$WORK/counted")" -ge 3 ]; do [ ! -e "$WORK/load-failed" ] || fail "the load"; sleep 0.1; done
 
-written=0 readonly=0 slowest=0
+written=0 readonly=0 scrubbed=0 slowest=0
 for i in $(seq "$forks"); do
   kind=$((i % 5)) flags=()
   [ $kind = 0 ] && flags=(--read-only)
@@ -82,6 +82,12 @@ for i in $(seq "$forks"); do
   seen=$(cat "$f/count" 2>/dev/null || echo 0)
   # What was synced before a fork --now is in it.
   [ $kind != 1 ] || [ "$seen" -ge "$before" ] || fail "fork $i --now shows $seen, and $before was synced before"
+  # Primary super block and mirrors are of one generation: scrub finds nothing.
+  if [ $((i % 5)) = 2 ]; then
+    check btrfs scrub start -B -r "$f"
+    grep -Eq 'super=[1-9]' "$WORK/out" && fail "fork $i has stale mirrors: $(cat "$WORK/out")"
+    scrubbed=$((scrubbed + 1))
+  fi
   bad=$(whole "$f") || fail "fork $i: $bad does not have the bytes it was written with"
   [ -z "$(find "$f" -maxdepth 1 -name 'by-*')" ] || fail "fork $i shows what another fork wrote"
   if [ $kind != 0 ]; then
@@ -121,4 +127,4 @@ bad=$(whole "$w") || fail "the source: $bad does not have the bytes it was writt
 unmount "$w"
 detach
 stop_daemon
-say "$forks forks of a btrfs under load ($written written, $readonly read-only), each checked, mounted twice and on its own; $last syncs of the source meanwhile; the slowest fork took $slowest ms"
+say "$forks forks of a btrfs under load ($written written, $readonly read-only, $scrubbed scrubbed), each checked, mounted twice and on its own; $last syncs of the source meanwhile; the slowest fork took $slowest ms"

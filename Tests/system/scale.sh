@@ -1,6 +1,6 @@
 #!/bin/bash
 # What idle things cost, and what size does not cost: 500 idle connections and 500 idle disks under 64 KiB each; a disk of
-# 16 EiB attaches as fast as one of 1 GiB; trimming and zeroing a terabyte is a matter of moments.
+# 8 EiB attaches as fast as one of 1 GiB; trimming and zeroing a terabyte is a matter of moments.
 . "$(dirname "$0")/lib.sh"
 bed "$@"
 needs cc

@@ -14,14 +14,16 @@ extension Catalog {
     /// - Parameters:
     ///   - generation: nil: the current one; of a read-only fork the newest that can be mounted without writing.
     ///   - readOnly: nobody ever writes the fork; any number of clients may attach it, at any number of servers.
+    ///   - mayNeedLog: take the generation that is asked for also where it can't be mounted without writing.
     ///   - location: where the head of the fork is to be; nil: near. What the generation names stays where it is.
     package func fork(
-        _ source: String, generation: UInt64? = nil, as name: String, readOnly: Bool = false, location: UInt8? = nil
+        _ source: String, generation: UInt64? = nil, as name: String, readOnly: Bool = false, location: UInt8? = nil,
+        mayNeedLog: Bool = false
     ) async throws(CatalogError) -> DiskInfo {
         try DiskName.check(name)
         for _ in 0..<Self.maxAttempts {
             let found = try await load(source)
-            let record = try await recordToFork(found, generation, readOnly: readOnly)
+            let record = try await recordToFork(found, generation, readOnly: readOnly && !mayNeedLog)
             let spot = try await store.spot(for: name, at: location ?? store.locations.near)
             let isCurrent = record?.generation ?? found.head.generation == found.head.generation
             var head = try newHead(
@@ -70,29 +72,9 @@ extension Catalog {
     func needsLogReplay(_ record: GenerationRecord) async throws(CatalogError) -> Bool {
         if record.kind == .btrfsFull { return false }
         if record.kind == .btrfsLog { return true }
-        let page = try await bytes(of: record, at: SuperBlock.offset, count: SuperBlock.lengthBytes)
+        let page = try await GenerationReader(record, store: store).bytes(
+            at: SuperBlock.offset, count: SuperBlock.lengthBytes)
         return page.withUnsafeBytes { SuperBlock($0.baseAddress!) }.map { $0.logRoot != 0 } ?? false
-    }
-
-    /// Some bytes of one slice of a generation, by as few requests as there are.
-    private func bytes(of record: GenerationRecord, at offset: UInt64, count: Int) async throws(CatalogError) -> [UInt8]
-    {
-        let zeroes = [UInt8](repeating: 0, count: count)
-        if offset + UInt64(count) > record.sizeBytes { return zeroes }
-        let slices = offset / UInt64(Geometry.sliceBytes)
-        let slice = SliceIndex(Int(slices % UInt64(Geometry.slicesPerBlock)))
-        let start = Int(offset % UInt64(Geometry.sliceBytes))
-        let manifest = Manifest.open(record, cache: ManifestCache(store.locations))
-        return try await CatalogError.wrap { () async throws(StoreError) in
-            let block = BlockIndex(slices / UInt64(Geometry.slicesPerBlock))
-            guard let entry = try await manifest.find(block), entry.key(slice) != nil else { return zeroes }
-            let files = BlockFiles(disk: MemoryScratch(), budgetBytes: 0, environment: store.environment)
-            let loader = BlockLoader(
-                locations: store.locations.buckets, cache: SliceCache(budgetBytes: 4 << 20), files: files,
-                environment: store.environment, spawn: { _ in })
-            let pinned = try await loader.load(entry, slice)
-            return Array(UnsafeRawBufferPointer(start: pinned.pointer + start, count: count))
-        }
     }
 
     /// Whether the source still names the generation. Asked once the fork can be seen.

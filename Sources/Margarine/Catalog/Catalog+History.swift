@@ -122,6 +122,7 @@ extension Catalog {
             }
             try await refuseOwned(found, force: force, "roll it back")
             let record = try await found.heads.record(old, generation: generation)
+            try DiskSize.check(record.sizeBytes)
             var head = old
             head.dispossess()
             head.sizeBytes = record.sizeBytes

@@ -115,10 +115,9 @@ extension Catalog {
         progress: WorkProgress = { _, _ in }
     ) async throws(CatalogError) -> DiskInfo {
         let sector = ManifestShape.sectorBytes
-        guard image.sizeBytes > 0, image.sizeBytes <= DiskSize.maxBytes - sector else {
-            throw CatalogError(.invalid, "an image of \(image.sizeBytes) bytes cannot become a disk")
-        }
-        let imageBytes = (image.sizeBytes + sector - 1) / sector * sector
+        let (wanted, overflow) = image.sizeBytes.addingReportingOverflow(sector - 1)
+        let imageBytes = overflow ? .max : wanted / sector * sector
+        try DiskSize.check(imageBytes)
         let spot = try await store.spot(for: name, at: location ?? store.locations.near)
         var head: Head
         if let found = spot.head, !found.deleted {

@@ -24,6 +24,7 @@ extension Catalog {
         try Self.check(options)
         let reader = StreamReader(input)
         let description = try await offload { () throws(CatalogError) in try reader.begin() }
+        try DiskSize.check(description.sizeBytes)
         let spot = try await store.spot(for: name, at: location ?? store.locations.near)
         var head: Head
         var base: Manifest

@@ -136,6 +136,7 @@ package struct Catalog: Sendable {
         if let old, !old.deleted {
             throw CatalogError(.exists, "there is a disk '\(name)' already; delete it first, or take another name")
         }
+        try DiskSize.check(sizeBytes)
         var head = Head(
             diskID: store.environment.objectID(), name: name, sizeBytes: sizeBytes, options: options,
             createdAtMs: store.environment.wallMs)

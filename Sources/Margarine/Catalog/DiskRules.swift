@@ -1,34 +1,30 @@
 // Which sizes and names a disk can have, checked in one place.
 
+internal import BlockCache
+
 /// Sizes of disks in bytes.
 package enum DiskSize {
     package static let minBytes = ManifestShape.sectorBytes
-    /// 16 EiB less one block.
-    package static let maxBytes = ManifestShape.maxSizeBytes
+    /// 8 EiB less one block. NBD's lengths have 64 bits, but its clients (the kernel, qemu, libnbd) keep them in signed
+    /// numbers and fail on more.
+    package static let maxBytes: UInt64 = 1 << 63 - UInt64(Geometry.blockBytes)
+    package static let maxReason =
+        "the largest disk has \(maxBytes) bytes (8 EiB less 16 MiB), because NBD clients keep lengths in signed 64-bit numbers"
 
-    /// A whole number of 512-byte sectors, at least one, at most `maxBytes`.
-    package static func isValid(_ bytes: UInt64) -> Bool {
-        bytes >= minBytes && bytes <= maxBytes && bytes % ManifestShape.sectorBytes == 0
+    /// Whether a stored head or record may say so: a whole number of 512-byte sectors, at least one, that the format holds.
+    package static func isStorable(_ bytes: UInt64) -> Bool {
+        bytes >= minBytes && bytes <= ManifestShape.maxSizeBytes && bytes % ManifestShape.sectorBytes == 0
     }
 
-    /// Reads a size as people write it (see `ByteSize`); `16E`, one more than 64 bits hold, means the largest there is.
-    package static func parse(_ text: String) throws(CatalogError) -> UInt64 {
-        if ["16E", "16EIB"].contains(text.uppercased()) { return maxBytes }
-        let bytes: UInt64
-        do throws(QuantityError) {
-            bytes = try ByteSize.parse(text)
-        } catch {
-            throw CatalogError(.invalid, error.description)
-        }
-        try check(bytes)
-        return bytes
-    }
-
+    /// Throws unless a disk can be made, or attached, with so many bytes.
     package static func check(_ bytes: UInt64) throws(CatalogError) {
-        guard isValid(bytes) else {
+        if bytes > maxBytes {
+            throw CatalogError(.invalid, "a disk of \(bytes) bytes is too large: \(maxReason)")
+        }
+        guard isStorable(bytes) else {
             throw CatalogError(
                 .invalid,
-                "a disk of \(bytes) bytes cannot be: sizes are multiples of 512, from 512 to \(maxBytes) (16E)")
+                "a disk of \(bytes) bytes is not possible: sizes are multiples of 512, from 512 to \(maxBytes)")
         }
     }
 }

@@ -31,6 +31,8 @@ package enum GenerationKind: String, Sendable, Codable, CaseIterable {
     case received
     /// The same bytes at another location.
     case localized
+    /// One instant of several disks that were forked together.
+    case cut
 }
 
 package struct GenerationRecord: Sendable, Equatable, Codable {
@@ -131,7 +133,7 @@ package struct GenerationRecord: Sendable, Equatable, Codable {
     func check(what: String) throws(CatalogError) {
         guard generation >= 1, generation < ControlObject.countLimit, epoch < ControlObject.countLimit,
             journalSequence < ControlObject.countLimit, ControlObject.times.contains(committedAtMs),
-            DiskSize.isValid(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
+            DiskSize.isStorable(sizeBytes), depth == ManifestShape.depth(sizeBytes: sizeBytes),
             usedBlocks == root?.usedBlocks ?? 0, storedBytes == root?.storedBytes ?? 0,
             usedBlocks <= ManifestShape.blocks(sizeBytes: sizeBytes),
             origin.map({ DiskName.isValid($0.disk) && $0.generation < ControlObject.countLimit }) ?? true

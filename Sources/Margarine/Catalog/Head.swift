@@ -161,7 +161,8 @@ package struct Head: Sendable, Equatable, Codable {
         let head = try ControlObject.open(
             Self.self, bytes, kind: "head", format: format, oldest: oldestFormat, what: what)
         let saysFormat3 = bytes.starts(with: Array("{\"margarine\":\"head\",\"format\":3".utf8))
-        guard saysFormat3 == head.hasForgotten, head.name == name, DiskSize.isValid(head.sizeBytes), head.generation < ControlObject.countLimit,
+        guard saysFormat3 == head.hasForgotten, head.name == name, DiskSize.isStorable(head.sizeBytes),
+            head.generation < ControlObject.countLimit,
             head.epoch < ControlObject.countLimit, ControlObject.times.contains(head.createdAtMs),
             ControlObject.times.contains(head.owner?.sinceMs ?? 0),
             (0...DiskOptions.maxResumeWindowMs).contains(head.options.resumeWindowMs),

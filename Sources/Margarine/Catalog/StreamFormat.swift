@@ -24,7 +24,7 @@ struct StreamDescription: Sendable, Equatable, Codable {
         func isSound(_ place: GenerationRecord.Origin) -> Bool {
             DiskName.isValid(place.disk) && place.generation >= 1 && place.generation < ControlObject.countLimit
         }
-        guard isSound(generation), from.map(isSound) ?? true, DiskSize.isValid(sizeBytes),
+        guard isSound(generation), from.map(isSound) ?? true, DiskSize.isStorable(sizeBytes),
             ControlObject.times.contains(committedAtMs)
         else { throw CatalogError(.corrupt, "the stream's description contradicts itself") }
     }

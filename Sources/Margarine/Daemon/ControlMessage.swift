@@ -17,8 +17,11 @@ public struct ControlRequest: Codable, Sendable, Equatable {
 public struct ControlAnswer: Codable, Sendable, Equatable {
     public var error: String?
     public var status: StatusReport?
+    /// Of `cut`, by the name of the disk.
+    public var generations: [String: UInt64]?
     public init(error: String) { self.error = error }
     public init(status: StatusReport) { self.status = status }
+    init(generations: [String: UInt64]) { self.generations = generations }
     /// Done, and there is nothing to say.
     public init() {}
 

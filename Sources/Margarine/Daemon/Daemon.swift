@@ -386,6 +386,9 @@ public final class Daemon: StatusSource {
         return ControlAnswer()
     }
 
+    /// Once started.
+    var disks: DiskManager? { state.withLock { $0.parts }?.disks }
+
     // MARK: Status
 
     public func status() async -> StatusReport {

@@ -5,6 +5,8 @@
 /// Why a size or duration could not be read; says what would be right.
 public struct QuantityError: Error, Equatable, CustomStringConvertible {
     public let description: String
+    /// Well written, but larger than 64 bits hold.
+    public var isTooLarge = false
 }
 
 /// Sizes in bytes. The suffixes K, M, G, T, P and E are powers of 1024, with or without `iB` behind them.
@@ -33,9 +35,10 @@ public enum ByteSize {
         } else {
             throw wrong("the suffix may be K, M, G, T, P or E (powers of 1024), as in 10G")
         }
-        guard let count = UInt64(digits) else { throw wrong("it does not fit 64 bits") }
-        let (bytes, overflow) = count.multipliedReportingOverflow(by: 1 << UInt64(10 * power))
-        if overflow { throw wrong("it does not fit 64 bits") }
+        let (bytes, overflow) = (UInt64(digits) ?? .max).multipliedReportingOverflow(by: 1 << UInt64(10 * power))
+        guard UInt64(digits) != nil, !overflow else {
+            throw QuantityError(description: "'\(text)' is no size: it does not fit 64 bits", isTooLarge: true)
+        }
         return bytes
     }
 

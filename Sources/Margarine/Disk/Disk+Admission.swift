@@ -56,6 +56,7 @@ extension Disk {
         }
         if replaces {
             notes.ended = nil
+            forgetSuperBlocks()
             session = Session(
                 name: name, host: client.host, address: client.address, sinceMs: context.environment.wallMs)
         }
@@ -73,10 +74,6 @@ extension Disk {
         }
         // A named session finds what it was told, or is refused.
         if replaces || name == nil { try await confirmOwnership() }
-        if needsSuperBlockLook, await lookForSuperBlock() != nil {
-            throw AttachError(
-                .unavailable, "disk '\(self.name)' can't be read now\(context.locations.troubles); try again")
-        }
         do {
             try await swapHead(.admit(name))
         } catch {

@@ -21,6 +21,7 @@ extension Disk {
     }
 
     private func isDue(_ layer: Layer) -> Bool {
+        if awaitsMirrors { return false }
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
         return tenure == .draining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
             || layer.dataBytes >= context.settings.commitBytes
@@ -32,6 +33,7 @@ extension Disk {
     func startCommit() {
         commitTimer?.cancel()
         commitTimer = nil
+        if awaitsMirrors { return heldCommit.isWanted = true }
         guard !isCommitting, lost == nil, waiting != nil || committing != nil || isHeadStale else { return }
         isCommitting = true
         context.spawn { [self] in await commitAll() }
@@ -43,7 +45,7 @@ extension Disk {
         while lost == nil {
             if committing == nil {
                 view.beginCommit()
-            } else if hasFailed {
+            } else if hasFailed, committing!.kind != .cut {
                 // A newer safe point supersedes what the last try tried.
                 view.widenCommit()
             }
@@ -138,6 +140,7 @@ extension GenerationKind {
         case .rolledBack: 9
         case .received: 10
         case .localized: 11
+        case .cut: 12
         }
     }
 

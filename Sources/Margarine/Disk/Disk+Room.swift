@@ -6,7 +6,7 @@ internal import Runtime
 extension Disk {
     /// Waits until trying again makes sense. `again`: it was woken, and the room was gone.
     func waitForRoom(pages count: Int, again: Bool) async {
-        askForRoom(pages: count)
+        if hold == nil { askForRoom(pages: count) }
         // What was asked for may be there already: a full journal has got its safe point, or another loop gave room.
         if !again, hasRoom(pages: count) { return }
         await withCheckedContinuation { continuation in
@@ -33,7 +33,7 @@ extension Disk {
 
     /// Asks again for the first in the line, and wakes it if there is room.
     func lookForRoom() {
-        guard let first = roomLine.first, lost == nil else { return }
+        guard let first = roomLine.first, lost == nil, hold == nil else { return }
         askForRoom(pages: first.pages)
         wakeNextForRoom()
     }

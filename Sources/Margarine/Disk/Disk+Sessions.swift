@@ -153,14 +153,12 @@ extension Disk {
             journal.mark(.rollBack, context.settings.fault == .lostSessionResumes ? 0 : sum)
             if context.settings.fault != .rollBackSkipped { discard(view.rollBack(to: Layer(pages: pages))) }
             active.lastSequence = journal.lastSequence
-            needsSuperBlockLook = true
             whenAppended { [self] error in
                 guard error == nil, let gone, notes.unjournaled.remove(gone) != nil else { return }
                 startCommit()
             }
         }
         endSession(isOver: false)
-        flushedSinceSuper = true
         startCommit()
     }
 
@@ -172,6 +170,7 @@ extension Disk {
                 name: name, sequence: (waiting ?? committing)?.lastSequence ?? 0, isOver: isOver)
         }
         session = nil
+        forgetSuperBlocks()
     }
 
     // MARK: Giving the disk back

@@ -29,7 +29,8 @@ extension Disk {
 
     /// `auto` is shown with what it means now.
     private var statusRule: String {
-        head.options.safePoints == .auto ? "auto (\(rule.rawValue))" : head.options.safePoints.rawValue
+        head.options.safePoints == .auto
+            ? "auto (\(superBlocks.isFollowed ? "btrfs" : "flush"))" : head.options.safePoints.rawValue
     }
 
     func sessionStatus() -> SessionStatus? {

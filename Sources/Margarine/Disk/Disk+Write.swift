@@ -157,8 +157,7 @@ extension Disk {
 
     /// A taken request is answered once its record is in the journal, and with FUA once it is as durable as a flush.
     private func acknowledge(_ request: DeviceRequest) {
-        let endsTransaction = request.fua && rule == .flush
-        if endsTransaction { markSafePoint(.flush) }
+        if request.fua { flushCame() }
         whenAppended { [self] error in
             if let error { return finish(request, error) }
             if !request.fua { return finish(request, nil) }
@@ -243,6 +242,7 @@ extension Disk {
         flushRun(from: runStart)
         active.lastSequence = journal.lastSequence
         if first <= SuperBlock.page, SuperBlock.page <= last { superBlockPageChanged() }
+        if !superBlocks.missingMirrors.isEmpty { mirrorMayHaveCome(within: first...last) }
         return .done
     }
 
@@ -275,7 +275,7 @@ extension Disk {
             journal.zero(first: first, count: last - first)
             active.zero(pages: first..<last)
             active.lastSequence = journal.lastSequence
-            if first <= SuperBlock.page, SuperBlock.page < last { hasSuperBlock = false }
+            if first <= SuperBlock.page, SuperBlock.page < last { superBlocks.superBlockWent() }
         }
         return .done
     }

@@ -48,15 +48,18 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     private(set) lazy var prefetches = Prefetches(self)
 
     // Safe points (Disk+SafePoints).
-    /// Whether a valid btrfs super block stands at 64 KiB now.
-    var hasSuperBlock = false
-    var lastSuperGeneration: UInt64 = 0
-    var flushedSinceSuper = true
+    var superBlocks = SuperBlockWatch(isFlushed: true)
     var lastSafePointNs: UInt64?
     /// When a full commit of btrfs last began to become a generation.
     var lastFullNs: UInt64 = 0
-    /// What stands at 64 KiB is not known: looked at before the next session.
-    var needsSuperBlockLook = true
+    /// Runs while commits wait for the mirrors of the last super block.
+    var mirrorTimer: LoopTimer?
+    /// What that wait holds up.
+    var heldCommit = HeldCommit()
+    /// Writes wait for its end (Disk+Cut).
+    var hold: DiskHold?
+    /// Runs while a flush's safe point waits for the super block that takes its place.
+    var superBlockTimer: LoopTimer?
 
     // Sessions (Disk+Sessions).
     /// Who may use the disk; changed by `happen` alone.
@@ -221,6 +224,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     /// Whether `count` more dirty pages can be taken now.
     func hasRoom(pages count: Int) -> Bool {
+        if hold != nil { return false }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
         if journal.heldBytes + bytes > context.settings.journalLimitBytes { return false }
         if !context.journals.hasRoom(bytes) { return false }
@@ -238,7 +242,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var isJournalFilling: Bool {
         let limit = context.settings.journalLimitBytes
         // btrfs gets longer to reach its own.
-        return journal.liveBytes > (rule == .btrfs ? limit / 4 * 3 : limit / 2)
+        return journal.liveBytes > (expectsSuperBlocks ? limit / 4 * 3 : limit / 2)
     }
 
     /// A client that writes and never flushes would wait for ever: everything acknowledged up to an instant is what a power

@@ -10,6 +10,8 @@ package import Runtime
 package struct DiskSettings: Sendable {
     /// A safe point older than this is being committed.
     package var commitIntervalMs: Int64 = 5_000
+    /// Longest that a commit waits for the mirrors of a btrfs super block.
+    package var mirrorsWithinMs: Int64 = 100
     /// This much waiting data is committed without waiting for the interval. Bytes.
     package var commitBytes: Int = 256 << 20
     /// Most bytes in the journal of one disk. Writers wait where it is reached.

@@ -130,6 +130,14 @@ package final class DiskManager: ExportProvider {
 
     // MARK: Disks
 
+    /// The disk, if it is open here.
+    func present(_ name: String) async -> (DiskContext, Disk)? {
+        guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else {
+            return nil
+        }
+        return (opening.context, disk)
+    }
+
     /// The disk, opened if it is not yet.
     private func open(
         _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
@@ -269,6 +277,7 @@ package final class DiskManager: ExportProvider {
             diskID: head.diskID, generation: generation, name: "\(head.name)@\(generation)")
         // A read-only disk may be larger than what it was forked from.
         let sizeBytes = head.isReadOnly ? head.sizeBytes : record?.sizeBytes ?? head.sizeBytes
+        try AttachError.checkSize(sizeBytes, of: key.name, "`margined disk export` writes it to a file")
         let reading = state.withLock { state -> Result<Reading, AttachError> in
             do throws(AttachError) {
                 var reading: Reading

@@ -65,6 +65,8 @@ struct DiskOpener {
         }
         let (heads, head) = (found.heads, found.head)
         if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
+        try AttachError.checkSize(
+            head.sizeBytes, of: "disk '\(name)'", "`margined disk resize --shrink` makes it smaller")
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
         if let owner = head.owner, !isMine { try await clear(owner, head, heads) }
@@ -311,6 +313,12 @@ struct DiskOpener {
 }
 
 extension AttachError {
+    /// A disk, or generation, that an earlier version made larger than clients can use.
+    static func checkSize(_ bytes: UInt64, of what: String, _ remedy: String) throws(AttachError) {
+        guard bytes > DiskSize.maxBytes else { return }
+        throw AttachError(.refused, "\(what) has \(bytes) bytes, which is too large: \(DiskSize.maxReason); \(remedy)")
+    }
+
     /// Runs a call on heads, its errors told as the handshake's.
     static func wrap<T>(_ body: () async throws(CatalogError) -> T) async throws(AttachError) -> T {
         do throws(CatalogError) { return try await body() } catch { throw AttachError(error) }

@@ -65,6 +65,8 @@ package enum Fault: String, Sendable, CaseIterable {
     case replayIgnoresTimeline
     /// Commit: a generation goes past a roll-back that is not in the journal.
     case commitPassesRollBack
+    /// Safe points: under `auto` a flush makes none while something like a btrfs super block stands at 64 KiB.
+    case flushWithoutSafePoint
 }
 
 #if MARGARINE_FAULTS

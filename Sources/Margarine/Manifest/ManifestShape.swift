@@ -10,7 +10,7 @@ package enum ManifestShape {
     package static let slots = 512
     /// Levels of a tree over 2^40 blocks (512^5 = 2^45).
     package static let maxDepth = 5
-    /// The largest disk: 16 EiB less one block, a whole number of blocks that fits NBD's 64-bit size.
+    /// The largest size that the format holds: 16 EiB less one block. Disks are smaller (`DiskSize.maxBytes`).
     package static let maxSizeBytes: UInt64 = 0 &- UInt64(Geometry.blockBytes)
     package static let sectorBytes: UInt64 = 512
 

@@ -200,6 +200,7 @@ extension TestClient {
         private var turns = 0
         private let loop: Loop
         private let done: CheckedContinuation<Int, Never>
+        var movedBytes: UInt64 { 0 }
         init(_ count: Int, on loop: Loop, _ done: CheckedContinuation<Int, Never>) {
             requests = (0..<count).map { _ in DeviceRequest() }
             left = count

@@ -73,7 +73,7 @@ import Testing
 
         init(_ change: (inout ConnectionLimits) -> Void = { _ in }) throws {
             loop = try Loop(name: "doors")
-            loop.start()
+            try loop.start()
             exports = SlowExports(loop: loop, environment: environment)
             var limits = ConnectionLimits()
             change(&limits)

@@ -1,0 +1,90 @@
+// One instant of several disks. While all of them are held no write takes effect on any, so what each of them has then is what
+// a loss of power would leave of the machine that writes them: a file system over several disks starts from that.
+//
+// Always holds: a hold ends by itself; a safe point made under a hold is a generation by itself, and counts only if the hold
+// stood when it was made.
+
+internal import BlockCache
+internal import Runtime
+
+/// No write takes effect while it stands.
+final class DiskHold {
+    /// What was active when it began.
+    let active: Layer
+    let timer: LoopTimer
+    init(active: Layer, timer: LoopTimer) {
+        self.active = active
+        self.timer = timer
+    }
+}
+
+/// The generation that a cut becomes. Finished on its disk's loop.
+final class CutTicket: @unchecked Sendable {  // touched on its disk's loop only
+    private var result: Result<UInt64, CutError>?
+    private var waiter: CheckedContinuation<Result<UInt64, CutError>, Never>?
+
+    func finish(_ result: Result<UInt64, CutError>) {
+        guard self.result == nil else { return }
+        self.result = result
+        waiter?.resume(returning: result)
+        waiter = nil
+    }
+
+    func wait() async -> Result<UInt64, CutError> {
+        if let result { return result }
+        return await withCheckedContinuation { waiter = $0 }
+    }
+}
+
+package struct CutError: Error, CustomStringConvertible {
+    package var description: String
+}
+
+extension Disk {
+    /// Longest hold.
+    private static let holdNs: UInt64 = 1_000_000_000
+    /// Longest wait for the store to have a cut.
+    private static let cutCommitNs: UInt64 = 25_000_000_000
+
+    /// Holds writes back, if no commit is under way that a cut would have to wait for.
+    func beginHold() -> Bool {
+        guard lost == nil, hold == nil, !isCommitting, committing == nil else { return false }
+        let timer = context.after(ns: Disk.holdNs) { [weak self] in self?.endHold() }
+        hold = DiskHold(active: active, timer: timer)
+        return true
+    }
+
+    func endHold() {
+        guard let hold else { return }
+        hold.timer.cancel()
+        self.hold = nil
+        lookForRoom()
+    }
+
+    /// Makes what the disk has a generation of its own. nil: the hold is over, or something else happened under it.
+    func cut() -> CutTicket? {
+        guard let hold, hold.active === active, lost == nil else { return nil }
+        endMirrorWait()
+        guard !isCommitting, committing == nil else { return nil }
+        let ticket = CutTicket()
+        if active.isEmpty, waiting == nil {
+            ticket.finish(.success(head.generation))
+            return ticket
+        }
+        freeze(.cut)
+        guard let layer = waiting else { return nil }
+        layer.kind = .cut
+        view.beginCommit()
+        let name = name
+        context.after(ns: Disk.cutCommitNs) {
+            ticket.finish(
+                .failure(CutError(description: "disk '\(name)' could not be committed in time; see `margined status`")))
+        }
+        // Told in the same step in which the head gets the generation.
+        whenCommitted(upTo: layer.lastSequence) { [weak self] error in
+            if error == nil, let self { return ticket.finish(.success(head.generation)) }
+            ticket.finish(.failure(CutError(description: "disk '\(name)' is no longer served here")))
+        }
+        return ticket
+    }
+}

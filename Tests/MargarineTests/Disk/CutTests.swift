@@ -1,0 +1,169 @@
+// Several disks as of one instant, while somebody writes to all of them in turn.
+
+import BlockCache
+@testable import Margarine
+import ObjectStore
+import Runtime
+import Synchronization
+import Testing
+
+@Suite struct CutTests {
+    /// A server with two loops, and a disk on each.
+    private struct Pair {
+        let beds: [DiskBed]
+        let manager: DiskManager
+        let catalog: Catalog
+        let clients: [TestClient]
+
+        init(rule: SafePointRule) async throws {
+            let first = try DiskBed { $0.commitIntervalMs = 3 }
+            let second = try DiskBed(store: first.store, scratch: first.scratch) { $0.commitIntervalMs = 3 }
+            beds = [first, second]
+            let store = Store(
+                id: ObjectID(high: 0, low: 1), locations: Locations([first.faults]), environment: first.environment)
+            manager = DiskManager(
+                contexts: [first.context, second.context], store: store,
+                server: ServerIdentity(id: "a", host: "h", hasRebooted: false), takeover: .dead,
+                log: first.context.log, isAlive: { _, _ in nil })
+            catalog = Catalog(store) { _ in .outOfSight }
+            var clients: [TestClient] = []
+            for name in ["a", "b"] {
+                try await first.create(name) {
+                    $0.safePoints = rule
+                    $0.historyDensity = DiskOptions.maxHistoryDensity
+                }
+                let attached = try await manager.attach(name, client: ClientIdentity(address: "h:1", host: "h"))
+                let client = TestClient(attached)
+                try await client.join()
+                clients.append(client)
+            }
+            self.clients = clients
+        }
+
+        /// The number that a generation of a disk shows.
+        func number(_ name: String, _ generation: UInt64) async throws -> UInt64 {
+            if generation == 0 { return 0 }
+            let head = try await catalog.load(name).head
+            let record = try await beds[0].record(head, generation)
+            let bytes = try await GenerationReader(record, store: catalog.store).bytes(at: 8192, count: 8)
+            return bytes.reversed().reduce(0) { $0 << 8 | UInt64($1) }
+        }
+    }
+
+    /// Of how many pairs of generations the numbers are of different instants. The writer puts each number on a, and when that
+    /// is acknowledged on b.
+    private func torn(_ pair: Pair, cuts: Int, _ cut: () async throws -> [String: UInt64]) async throws -> Int {
+        let isOver = Atomic(false)
+        async let writing: UInt64 = {
+            var number: UInt64 = 0
+            while !isOver.load(ordering: .relaxed) {
+                number += 1
+                let page = withUnsafeBytes(of: number.littleEndian) { Array($0) } + [UInt8](repeating: 1, count: 4088)
+                for client in pair.clients {
+                    try await client.write(page, at: 8192)
+                    if number % 7 == 0 { try await client.flush() }
+                }
+            }
+            return number
+        }()
+        var torn = 0
+        for _ in 0..<cuts {
+            let generations = try await cut()
+            let a = try await pair.number("a", generations["a"]!)
+            let b = try await pair.number("b", generations["b"]!)
+            if a != b, a != b + 1 { torn += 1 }
+        }
+        isOver.store(true, ordering: .relaxed)
+        #expect(try await writing > UInt64(cuts))
+        return torn
+    }
+
+    @Test("row 20: disks cut together are of one instant", arguments: [SafePointRule.auto, .btrfs])
+    func together(_ rule: SafePointRule) async throws {
+        let pair = try await Pair(rule: rule)
+        #expect(try await torn(pair, cuts: 20) { try await pair.manager.cut(["a", "b"]) } == 0)
+        // One after the other they are not: the test sees what it is there to see.
+        let apart = try await torn(pair, cuts: 10) {
+            try await pair.manager.cut(["a"]).merging(try await pair.manager.cut(["b"])) { $1 }
+        }
+        #expect(apart > 0)
+        // Nothing is held any more, and nothing was lost.
+        for client in pair.clients {
+            try await client.write(pattern(4096, 5), at: 0)
+            #expect(try await client.read(4096, at: 0) == pattern(4096, 5))
+        }
+    }
+
+    @Test("row 20: a set of forks is complete, or there is none")
+    func sets() async throws {
+        let pair = try await Pair(rule: .auto)
+        for (client, seed) in zip(pair.clients, [1, 2] as [UInt64]) {
+            try await client.write(pattern(4096, seed), at: 0)
+        }
+        let forks = try await pair.catalog.forkSet(["a", "b"], as: ["x", "y"]) { try await pair.manager.cut($0) }
+        #expect(forks.map(\.name) == ["x", "y"])
+        for (name, seed) in [("x", 1), ("y", 2)] as [(String, UInt64)] {
+            let head = try await pair.catalog.load(name).head
+            let reader = GenerationReader(try #require(head.record), store: pair.catalog.store)
+            #expect(try await reader.bytes(at: 0, count: 4096) == pattern(4096, seed))
+        }
+        #expect(try await pair.catalog.generations("a").contains { $0.kind == .cut })
+        // The second name is taken: the first fork does not stay.
+        let kind = await CatalogTests.kind {
+            _ = try await pair.catalog.forkSet(["a", "b"], as: ["z", "y"]) { try await pair.manager.cut($0) }
+        }
+        #expect(kind == .exists)
+        #expect(await CatalogTests.kind { _ = try await pair.catalog.show("z") } == .notFound)
+        // A server that can't be asked, or that has not all of them.
+        _ = try await pair.catalog.create("c", sizeBytes: 1 << 20)
+        for ask in [
+            { _ in throw CutError(description: "no daemon") }, { _ in try await pair.manager.cut(["a", "c"]) },
+        ] as [@Sendable ([String]) async throws -> [String: UInt64]] {
+            let kind = await CatalogTests.kind {
+                _ = try await pair.catalog.forkSet(["a", "b"], as: ["p", "q"], cut: ask)
+            }
+            #expect(kind == .owned)
+        }
+        // Nobody has them.
+        for client in pair.clients { await client.leave(clean: true) }
+        await pair.manager.drain()
+        let idle = try await pair.catalog.forkSet(["a", "b", "c"], as: ["p", "q", "r"]) { _ in [:] }
+        #expect(
+            idle.map(\.origin) == [
+                "a@\(try await pair.catalog.show("a").generation)", "b@\(try await pair.catalog.show("b").generation)",
+                nil,
+            ])
+    }
+
+    @Test("row 20: a disk of another server is refused")
+    func differentServers() async throws {
+        let pair = try await Pair(rule: .auto)
+        let other = try DiskBed(store: pair.beds[0].store, server: "b")
+        try await other.create("c")
+        let client = try await other.attach("c")
+        let kind = await CatalogTests.kind {
+            _ = try await pair.catalog.forkSet(["a", "c"], as: ["x", "y"]) { try await pair.manager.cut($0) }
+        }
+        #expect(kind == .owned)
+        await client.leave(clean: true)
+    }
+
+    @Test("row 20: a hold ends by itself, and no cut follows it")
+    func holdsEnd() async throws {
+        let pair = try await Pair(rule: .auto)
+        let client = pair.clients[0]
+        try await client.write(pattern(4096, 1), at: 0)
+        #expect(await client.onLoop { (client.device as! Disk).beginHold() })
+        let begin = ContinuousClock.now
+        try await client.write(pattern(4096, 2), at: 0)
+        #expect(ContinuousClock.now - begin > .milliseconds(500))
+        #expect(await client.onLoop { (client.device as! Disk).cut() == nil })
+        #expect(try await client.read(4096, at: 0) == pattern(4096, 2))
+    }
+}
+
+extension DiskBed {
+    func record(_ head: Head, _ generation: UInt64) async throws -> GenerationRecord {
+        try await HeadStore(bucket: store, environment: environment).record(head, generation: generation)
+    }
+}
