@@ -23,8 +23,11 @@ import Testing
                 id: ObjectID(high: 0, low: 1), locations: Locations([first.faults]), environment: first.environment)
             manager = DiskManager(
                 contexts: [first.context, second.context], store: store,
-                server: ServerIdentity(id: "a", host: "h", hasRebooted: false), takeover: .dead,
-                log: first.context.log, isAlive: { _, _ in nil })
+                server: ServerIdentity(id: "a", host: "h", bootID: "boot"), takeover: .dead,
+                log: first.context.log,
+                owners: OwnerWatch(
+                    name: "a", environment: first.environment, process: { _ in .outOfSight }, fault: nil),
+                leases: first.leases)
             catalog = Catalog(store) { _ in .outOfSight }
             var clients: [TestClient] = []
             for name in ["a", "b"] {
