@@ -62,6 +62,9 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
     var polls: [pollfd] = []
     /// What it knows of them.
     var pollState = PollState.none
+    /// Only for loops without a thread: asked before each step of a task. true: the step was taken away, and comes back to
+    /// this loop when `comeBack` is called; others may overtake it meanwhile.
+    public var takesAway: ((_ comeBack: @escaping @Sendable () -> Void) -> Bool)?
 
     private static let eventsPerTurn = 128
     private static let stackBytes = 256 << 10
@@ -348,14 +351,23 @@ public final class Loop: TaskExecutor, @unchecked Sendable {  // owned by its th
         if timersFirst, let work = timers.takeDue(now: nowNs) {
             work()
         } else if messagesFirst, let message = nextMessage() {
-            run(message)
+            runUnlessTaken(message)
         } else if pollState != .none, dispatchReadyDescriptors() {
         } else if let message = nextMessage() {
-            run(message)
+            runUnlessTaken(message)
         } else if let work = timers.takeDue(now: nowNs) {
             work()
         }
         if !endWork.isEmpty { runEndWork() }
+    }
+
+    private func runUnlessTaken(_ message: Message) {
+        if let takesAway, case .job(let job) = message,
+            takesAway({ [self] in post { job.runSynchronously(on: self.asUnownedTaskExecutor()) } })
+        {
+            return
+        }
+        run(message)
     }
 
     private func nextMessage() -> Message? {

@@ -32,6 +32,8 @@ public final class MemoryScratch: ScratchDisk {
         var changes: [(number: UInt64, change: NameChange)] = []
         var nextNumber: UInt64 = 0
         var failures: [Failure] = []
+        /// What fails until it is told otherwise.
+        var failing: [Call: Int32] = [:]
         var writesInline = true
         var holdsCompletions = false
         var held: [Held] = []
@@ -173,6 +175,9 @@ public final class MemoryScratch: ScratchDisk {
         state.withLock { $0.failures.append(Failure(call: call, errno: errno, path: path)) }
     }
 
+    /// Every `call` fails with `errno` from now on, as `failNext` says; nil: no longer.
+    public func fail(_ call: Call, errno: Int32?) { state.withLock { $0.failing[call] = errno } }
+
     /// Turns one bit of a file over, as a failing device may.
     public func flipBit(_ path: String, at offset: UInt64, bit: Int = 0) {
         state.withLock { state in
@@ -219,6 +224,7 @@ public final class MemoryScratch: ScratchDisk {
 
     func takeFailure(_ call: Call, _ path: String) -> ScratchError? {
         let errno = state.withLock { state -> Int32? in
+            if let errno = state.failing[call] { return errno }
             let index = state.failures.firstIndex { $0.call == call && path.hasPrefix($0.path ?? "") }
             return index.map { state.failures.remove(at: $0).errno }
         }

@@ -48,6 +48,8 @@ final class NBDClient {
         var mayFragment = true
         /// Of a READ: what came, as offsets into its memory.
         var parts: [Range<Int>] = []
+        /// Of a BLOCK_STATUS.
+        var extents: [SimRequest.Extent] = []
         var error: UInt32 = 0
     }
 
@@ -71,13 +73,15 @@ final class NBDClient {
     private var hasInfo = false
     private var isStructured = false
     private var contextID: UInt32?
+    /// Whether it may ask for the status of blocks.
+    var hasContext: Bool { contextID != nil }
     private(set) var sizeBytes: UInt64 = 0
     private var pending: [UInt64: Pending] = [:]
     private var hasSaidDisconnect = false
 
     init(_ chance: inout Chance) {
-        wantsStructured = chance.one(in: 2)
-        wantsContext = wantsStructured && chance.one(in: 4)
+        wantsStructured = !chance.one(in: 3)
+        wantsContext = wantsStructured && !chance.one(in: 4)
         asksFirst = chance.one(in: 12)
         saysNonsense = chance.one(in: 12)
         usesExportName = chance.one(in: 12)
@@ -129,7 +133,9 @@ final class NBDClient {
         case .writeZeroes:
             type = 6
             if chance.one(in: 2) { flags |= 2 }
-        case .blockStatus: type = 7
+        case .blockStatus:
+            type = 7
+            if request.onlyOneExtent { flags |= 8 }
         }
         pending[cookie] = Pending(request: request, mayFragment: flags & 4 == 0)
         let payload = request.kind == .write ? request.lengthBytes : 0
@@ -410,7 +416,7 @@ final class NBDClient {
             let count = Int(integer(8, UInt32.self))
             guard let at = part(chunk, waiting, offset: integer(0), count) else { return }
             (waiting.request.buffer + at).initializeMemory(as: UInt8.self, repeating: 0, count: count)
-        case 5: break
+        case 5: statusData(chunk, waiting)
         case 0x8001:
             let error: UInt32 = integer(0)
             guard isAllowed(error) else { return fail("\(waiting.request.kind) fails with \(error)") }
@@ -420,6 +426,27 @@ final class NBDClient {
         default: break
         }
         if chunk.isLast { finish(chunk.cookie) }
+    }
+
+    /// Descriptors of a BLOCK_STATUS: only the last may go on behind the end of what was asked for, and none where one was
+    /// asked for.
+    private func statusData(_ chunk: Chunk, _ waiting: Pending) {
+        let request = waiting.request
+        guard integer(0, UInt32.self) == contextID, waiting.extents.isEmpty else {
+            return fail("the status of another context, or twice")
+        }
+        var extents: [SimRequest.Extent] = []
+        var left = request.lengthBytes
+        for at in stride(from: 4, to: chunk.count, by: 8) {
+            let count = Int(integer(at, UInt32.self))
+            guard count > 0, left > 0 else { return fail("an extent of \(count) bytes, where \(left) are left") }
+            extents.append(.init(lengthBytes: count, flags: integer(at + 4)))
+            left -= count
+        }
+        if request.onlyOneExtent, extents.count != 1 || left < 0 {
+            return fail("\(extents.count) extents where one was asked for, \(-left) bytes too long")
+        }
+        pending[chunk.cookie]?.extents = extents
     }
 
     /// Counts bytes of a READ as come. nil: they may not.
@@ -449,6 +476,10 @@ final class NBDClient {
         let count = done.parts.reduce(0) { $0 + $1.count }
         if done.request.kind == .read, done.error == 0, count != done.request.lengthBytes {
             return fail("\(count) bytes for a read of \(done.request.lengthBytes)")
+        }
+        if done.request.kind == .blockStatus, done.error == 0 {
+            if done.extents.isEmpty { return fail("a status without extents") }
+            done.request.extents = done.extents
         }
         events.append(.answered(cookie: cookie, error: done.error))
     }

@@ -30,15 +30,18 @@ final class Run: @unchecked Sendable {  // as its world
     let observer: Observer
     /// What the store names, object by object.
     let named: Named
-    private var shape = ServerShape()
+    private(set) var shape = ServerShape()
     private(set) var clients: [SimClient] = []
     /// By machine. nil: it is down.
-    private var servers: [SimServer?] = []
+    private(set) var servers: [SimServer?] = []
     /// What lies on each machine's scratch disk, and whether it has lost power since.
     private var disks: [(scratch: MemoryScratch, rebooted: Bool)] = []
     /// A server is who has its scratch directory: an empty one makes a new server.
     private var wipes = [0, 0]
-    private var home: [Int] = []
+    /// Of each machine, on its way to the store.
+    let obstacles: [Obstacles]
+    /// Of each client.
+    var home: [Int] = []
     private(set) var heads: [String: Head] = [:]
     private var places: [String: Int] = [:]
     /// What each manifest shows, by the id of its root.
@@ -48,29 +51,53 @@ final class Run: @unchecked Sendable {  // as its world
     // The life of disks (Life.swift). nil: none of it in this world.
     var life: Life?
     private var generations = 0
-    private var faults: [String: Int] = [:]
+    var faults: [String: Int] = [:]
+    /// Kinds of trouble that are left out.
+    let without: Set<Trouble>
+    private let changesOptions: Bool
+    /// The longest time from one trouble to the next.
+    private(set) var longestPeaceNs: UInt64 = 16_000_000_000
     private(set) var isCalm = false
     private let operations: Int
     private let isHostile: Bool
 
-    init(seed: UInt64, operations: Int, fault: Fault?, trace: Bool) {
-        world = World(seed: seed)
+    init(seed: UInt64, operations: Int, fault: Fault?, trace: Bool, without: Set<Trouble> = []) {
+        let world = World(seed: seed)
+        self.world = world
         world.isTracing = trace
-        self.operations = operations
+        self.without = without
+        obstacles = [Obstacles(world), Obstacles(world)]
+        changesOptions = world.chance.one(in: 3)
+        let count = [1, 1, 1, 2, 2, 3, 4].randomElement(using: &world.chance)!
+        // All disks together have as much to do as one and a half alone.
+        self.operations = count < 2 ? operations : operations * 3 / (2 * count)
         store = SimStore(world, locations: world.chance.one(in: 3) ? 2 : 1)
         observer = Observer(store)
         named = Named(observer)
         isHostile = !world.chance.one(in: 8)
+        if isHostile, !without.contains(.widening) { world.widening = Widening.random(&world.chance) }
+        shape.latencyNs = [8_000_000, 8_000_000, 8_000_000, 60_000_000].randomElement(using: &world.chance)!
+        // With the least, a page stays until the next one comes.
+        shape.manifestBytes = [0, 32 << 10, 4 << 20].randomElement(using: &world.chance)!
+        // Where much goes wrong, nothing of it goes far.
+        longestPeaceNs = [300, 1_500, 6_000, 20_000].randomElement(using: &world.chance)! * 1_000_000
+        shape.loops = [1, 1, 2, 3].randomElement(using: &world.chance)!
+        shape.releaseAfterMs = [30, 300, 5_000, 5_000].randomElement(using: &world.chance)!
         shape.fault = fault
         trustsStoredBytes = fault == .unverifiedSlice
         shape.commitIntervalMs = [20, 200, 2_000].randomElement(using: &world.chance)!
         let isTight = world.chance.one(in: 4)
         if isTight {
             shape.journalPerDiskBytes = 4 << 20
-            shape.journalBytes = 6 << 20
+            // With the least of them, whoever writes asks the others for room.
+            shape.journalBytes = world.chance.one(in: 3) ? 6 << 20 : 2 << 20
             shape.dirtyBytes = 1 << 20
         } else if world.chance.one(in: 2) {
             shape.dirtyBytes = 1 << 20
+        } else if world.chance.one(in: 3) {
+            // Many segments.
+            shape.journalPerDiskBytes = 16 << 20
+            shape.journalBytes = 24 << 20
         }
         shape.cacheBytes = [2 << 20, 4 << 20, 16 << 20].randomElement(using: &world.chance)!
         shape.blockFileBytes = [0, 8 << 20, 64 << 20].randomElement(using: &world.chance)!
@@ -82,23 +109,29 @@ final class Run: @unchecked Sendable {  // as its world
             disks.append((makeScratch(), false))
             _ = machine
         }
-        for number in 0..<(world.chance.one(in: 3) ? 2 : 1) { addClient(number, isTight) }
+        for number in 0..<count { addClient(number, isTight) }
         store.onPut = { [unowned self] sender, location, key, bytes in stored(sender, location, key, bytes) }
         store.onDelete = { [unowned self] sender, location, key in
             if life == nil { world.violate("\(sender) deleted \(key)") }
             world.note("\(sender) deletes \(key)")
             if let violation = named.deleted(location, key) { world.violate("\(sender): \(violation)") }
         }
-        // Collection takes time: such a world is slow, and its clients take their time.
-        if world.chance.one(in: 2) || Life.faults.contains(where: { $0 == fault }) {
+        // In some worlds clients take their time, and more happens to them than they do.
+        if world.chance.one(in: 3) {
+            let ns = world.chance.ns(10_000_000_000...60_000_000_000)
+            for client in clients { client.takeTime(ns) }
+        }
+        // Collection takes time: such a world is slow.
+        if world.chance.one(in: 8) || Life.faults.contains(where: { $0 == fault }) {
             shape.deadlineMs = 5_000
             shape.beats = true
             life = Life(self, fault: fault)
-            for client in clients { life!.slow(client, operations) }
+            longestPeaceNs = 16_000_000_000
+            for client in clients { client.takeTime(Life.durationNs) }
         }
     }
 
-    private static let scratchBytes: UInt64 = 400 << 20
+    static let scratchBytes: UInt64 = 400 << 20
 
     private func makeScratch() -> MemoryScratch {
         let scratch = MemoryScratch(capacityBytes: Self.scratchBytes, deliver: SimServer.makeDeliver(world))
@@ -115,16 +148,20 @@ final class Run: @unchecked Sendable {  // as its world
         var client = SimClient.Shape()
         client.workers = 1 + world.chance.below(6)
         client.connections = 1 + world.chance.below(3)
-        client.durability = options.durability
         client.anyInstant = isTight
-        client.isNamed = !world.chance.one(in: 5)
-        client.rule = options.safePoints
+        client.isNamed = !world.chance.one(in: 3)
+        client.content =
+            switch options.safePoints {
+            case .flush: .plain
+            case .btrfs: .fileSystem
+            case .auto: [.plain, .fileSystem, .leftFileSystem].randomElement(using: &world.chance)!
+            }
         client.isResized = world.chance.one(in: 3)
         let name = "d\(number)"
         client.goesBack = !client.isResized && world.chance.one(in: 2)
         add(
             SimClient(
-                world, disk: name, sizeBytes: size, shape: client, operationLimit: operations,
+                world, disk: name, sizeBytes: size, shape: client, options: options, operationLimit: operations,
                 server: { [unowned self] in servers[home[number]] }))
         let head = Head(
             diskID: ObjectID(high: world.chance.next(), low: world.chance.next()), name: name, sizeBytes: size,
@@ -132,7 +169,9 @@ final class Run: @unchecked Sendable {  // as its world
         heads[name] = head
         let memory = store.memories.randomElement(using: &world.chance)!
         store.net.run { _ = try? await memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
-        world.note("disk \(name): \(options.durability), window \(options.resumeWindowMs) ms, \(client)")
+        world.note(
+            "disk \(name): \(options.safePoints), \(options.durability), window \(options.resumeWindowMs) ms, \(client)"
+        )
     }
 
     /// The next client, of a disk that is there or about to be.
@@ -141,6 +180,14 @@ final class Run: @unchecked Sendable {  // as its world
         let name = client.disk
         home.append(world.chance.below(2))
         clients.append(client)
+        client.isHostile = isHostile
+        client.options.changesRule = changesOptions
+        client.options.leavesAutoOut = without.contains(.staleSuperBlock)
+        client.releaseAfterMs = shape.releaseAfterMs
+        client.without = without
+        client.slowDown = { [unowned self] in slowDown(number) }
+        client.hinder = { [unowned self] in hinder(number) }
+        client.count = { [unowned self] in count($0) }
         client.owner = { [unowned self] in heads[name]?.owner?.server }
         client.resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
         client.goBack = { [unowned self] in await life?.goBack(client) }
@@ -160,8 +207,9 @@ final class Run: @unchecked Sendable {  // as its world
         var shape = source.shape
         shape.isResized = false
         let client = SimClient(
-            world, disk: name, sizeBytes: head.sizeBytes, shape: shape, operationLimit: source.operationLimit / 2,
-            model: model, server: { [unowned self] in servers[home[number]] })
+            world, disk: name, sizeBytes: head.sizeBytes, shape: shape, options: head.options,
+            operationLimit: source.operationLimit / 2, model: model, server: { [unowned self] in servers[home[number]] }
+        )
         client.superGeneration = source.superGeneration
         client.thinkNs = source.thinkNs
         add(client)
@@ -191,6 +239,12 @@ final class Run: @unchecked Sendable {  // as its world
         let last = isElsewhere ? nil : heads[name]
         places[name] = location
         heads[name] = next
+        if let client = clients.first(where: { $0.disk == name }) {
+            let isOwners = sender != Self.operatorName
+            client.options.stored(next.options, isAdopted: isOwners, at: world.nextTick())
+            if isOwners { client.deaths.headWasStored() }
+            if !isOwners, next.epoch != last?.epoch { client.deaths.wasTaken = true }
+        }
         // Asked for while the client was there, and done when it was here again.
         for client in clients where client.disk == name && client.isElsewhere() { client.happened(.scratch) }
         if let last {
@@ -299,7 +353,7 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
-    private func grow(_ client: SimClient) {
+    func grow(_ client: SimClient) {
         guard client.shape.isResized, let now = heads[client.disk]?.sizeBytes,
             let size = DiskShape.sizes.filter({ $0 > now }).randomElement(using: &world.chance)
         else { return }
@@ -317,22 +371,24 @@ final class Run: @unchecked Sendable {  // as its world
         servers.compactMap { $0 }.randomElement(using: &chance)
     }
 
-    private func start(_ machine: Int) {
+    func start(_ machine: Int) {
         guard servers[machine] == nil else { return }
         let (scratch, rebooted) = disks[machine]
         servers[machine] = SimServer(
             world, store, id: "m\(machine).\(wipes[machine])", scratch: scratch, rebooted: rebooted, shape: shape,
-            near: UInt8(machine % store.memories.count),
+            near: UInt8(machine % store.memories.count), obstacles: obstacles[machine],
             isAlive: { [unowned self] id in
                 // A heartbeat tells little: one that lives may look dead for a while.
-                guard let server = servers.first(where: { $0?.id == id }), server != nil else { return false }
+                guard let server = servers.first(where: { $0?.id == id }) ?? nil, !server.seemsDead else {
+                    return false
+                }
                 return !world.chance.one(in: 20)
             })
         world.note("m\(machine) starts\(rebooted ? " after a loss of power" : "")")
     }
 
     /// What the machine's scratch disk is once its server was killed.
-    private func stop(_ machine: Int, _ loss: Loss) {
+    func stop(_ machine: Int, _ loss: Loss) {
         guard let server = servers[machine] else { return }
         server.kill()
         servers[machine] = nil
@@ -349,99 +405,13 @@ final class Run: @unchecked Sendable {  // as its world
         for (number, client) in clients.enumerated() where home[number] == machine { client.happened(loss) }
     }
 
-    // MARK: What goes wrong
-
-    func count(_ what: String) {
-        faults[what, default: 0] += 1
-        world.note("fault: \(what)")
-    }
-
-    private func trouble() {
-        guard !isCalm, world.violation == nil else { return }
-        defer {
-            world.after(world.chance.ns(1_000_000...(life == nil ? 400_000_000 : 16_000_000_000))) { [self] in trouble()
-            }
-        }
-        let machine = world.chance.below(2)
-        let client = clients.randomElement(using: &world.chance)!
-        switch world.chance.below(100) {
-        case 0..<20:
-            count("cut of a connection")
-            client.cutOne()
-        case 20..<32:
-            count("cut of all connections")
-            client.cutAll()
-        case 32..<46: restart(machine, .window, "kill")
-        case 46..<56: restart(machine, .power, "loss of power")
-        case 56..<60: restart(machine, .scratch, "loss of the scratch disk")
-        case 60..<66: move(world.chance.below(clients.count))
-        case 66..<68: grow(client)
-        case 68..<74:
-            guard let bucket = servers[machine]?.buckets.randomElement(using: &world.chance), !bucket.faults.isDown
-            else { return }
-            count("outage of the store")
-            bucket.faults.isDown = true
-            world.after(world.chance.ns(10_000_000...20_000_000_000)) { bucket.faults.isDown = false }
-        case 74..<84:
-            guard let bucket = servers[machine]?.buckets.randomElement(using: &world.chance) else { return }
-            count("a bad way to the store")
-            bucket.faults = randomFaults()
-        case 84..<90:
-            guard let server = servers[machine] else { return }
-            count("jump of a wall clock")
-            server.environment.wallOffsetMs += Int64(world.chance.below(7_200_000)) - 3_600_000
-        case 90..<95:
-            guard let server = servers[machine] else { return }
-            count("full scratch disk")
-            server.scratch.failNext(.write, errno: 28)
-        case 95..<98:
-            guard let server = servers[machine],
-                let file = (try? server.scratch.list("blocks"))?.randomElement(using: &world.chance),
-                let size = server.scratch.contents("blocks/\(file)")?.count, size > 0
-            else { return }
-            count("bit rot in a block file")
-            server.scratch.flipBit("blocks/\(file)", at: UInt64(world.chance.below(size)))
-        default:
-            guard let server = servers[machine] else { return }
-            count("failing scratch disk")
-            server.scratch.failNext(world.chance.one(in: 2) ? .sync : .write, errno: 5)
-            // Whoever runs it sees that, and starts it anew.
-            world.after(2_000_000_000) { [self] in restart(machine, .window, "kill") }
-        }
-    }
-
-    func randomFaults() -> StoreFaults {
-        var faults = StoreFaults()
-        func rate() -> Int { [0, 0, 8, 30].randomElement(using: &world.chance)! }
-        faults.failBefore = rate()
-        faults.loseAnswer = rate()
-        faults.corrupt = rate()
-        faults.truncate = rate()
-        faults.slow = rate()
-        return faults
-    }
-
-    private func restart(_ machine: Int, _ loss: Loss, _ what: String) {
-        guard servers[machine] != nil else { return }
-        count(what)
-        stop(machine, loss)
-        world.after(world.chance.ns(1_000_000...3_000_000_000)) { [self] in start(machine) }
-    }
-
-    /// A client goes to the other server. What the first one has not committed is lost to it.
-    private func move(_ number: Int) {
-        count("move to another server")
-        clients[number].cutAll()
-        clients[number].happened(.scratch)
-        home[number] = 1 - home[number]
-    }
-
     // MARK: The run
 
     func report() -> RunReport {
         for machine in 0..<2 { start(machine) }
         for client in clients { client.start() }
-        if isHostile { world.after(50_000_000) { [self] in trouble() } }
+        if isHostile { world.after(world.chance.ns(1_000_000...longestPeaceNs)) { [self] in trouble() } }
+        if changesOptions, !without.contains(.options) { changeOptions() }
         life?.begin(isHostile: isHostile)
         while world.violation == nil, !clients.allSatisfy({ $0.isDone }) {
             guard world.step() else {
@@ -449,7 +419,10 @@ final class Run: @unchecked Sendable {  // as its world
                 break
             }
             if world.steps % 256 == 0 { checkBounds() }
-            if !isCalm, world.nowNs > 3_000_000_000_000 || clients.allSatisfy({ $0.operations * 10 > operations * 9 }) {
+            if !isCalm,
+                world.nowNs > (life == nil ? 100 : 3_000) * 1_000_000_000
+                    || clients.allSatisfy({ $0.operations * 10 > operations * 9 })
+            {
                 calmDown()
             }
             if isCalm, world.nowNs > calmAtNs + 600_000_000_000 {
@@ -483,26 +456,18 @@ final class Run: @unchecked Sendable {  // as its world
         calmAtNs = world.nowNs
         world.note("calm")
         for machine in 0..<2 { world.after(4_000_000_000) { [self] in start(machine) } }
-        for server in servers { for bucket in server?.buckets ?? [] { bucket.faults = StoreFaults() } }
+        for obstacle in obstacles { obstacle.removeAll() }
+        for server in servers {
+            for bucket in server?.buckets ?? [] { bucket.faults = StoreFaults() }
+            server?.clock.goOn()
+            server?.scratch.fail(.open, errno: nil)
+            server?.scratch.fail(.write, errno: nil)
+        }
+        for client in clients { (client.isHostile, client.thinkNs) = (false, 0) }
+        world.widening = nil
         life?.calmDown()
         world.network.isHostile = false
         shape.takeover = .force
-    }
-
-    private func checkBounds() {
-        for case let server? in servers {
-            let arena = server.context.arena
-            if arena.inUse > arena.capacity { world.violate("\(server.id) holds \(arena.inUse) dirty pages") }
-            let journals = server.context.journals
-            if journals.usedBytes > journals.limitBytes + (2 << 20) {
-                world.violate("\(server.id) holds \(journals.usedBytes) bytes of journals")
-            }
-            // Journals, block files, a block that comes while another one goes, and room for the journals' next segments.
-            let used = Self.scratchBytes - ((try? server.scratch.freeBytes()) ?? 0)
-            if used > journals.limitBytes + shape.blockFileBytes + (48 << 20) {
-                world.violate("\(server.id) holds \(used) bytes on scratch")
-            }
-        }
     }
 
     /// Clients end cleanly; then the last generation holds everything.
@@ -513,14 +478,28 @@ final class Run: @unchecked Sendable {  // as its world
             done.isSet = true
         }
         let deadline = world.nowNs + 300_000_000_000
-        while world.violation == nil, world.nowNs < deadline, world.step() {
-            if done.isSet, servers.allSatisfy({ $0?.connectionCount ?? 0 == 0 }),
-                clients.allSatisfy({ isCommitted($0) })
-            {
-                return life?.finish() ?? ()
-            }
+        var isOver = false
+        while world.violation == nil, world.nowNs < deadline, !isOver, world.step() {
+            isOver =
+                world.steps % 32 == 0 && done.isSet && servers.allSatisfy { $0?.connectionCount ?? 0 == 0 }
+                && clients.allSatisfy { isCommitted($0) }
         }
-        if world.violation == nil { world.violate("what clients left behind cleanly was not committed in 300 s") }
+        if world.violation == nil, !isOver {
+            return world.violate("what clients left behind cleanly was not committed in 300 s")
+        }
+        comeToRest()
+        life?.finish()
+    }
+
+    /// Nobody uses anything any more: then servers hold nothing.
+    private func comeToRest() {
+        let deadline = world.nowNs + 120_000_000_000
+        func isBusy() -> Bool { servers.contains { $0?.leftover != nil } }
+        while world.violation == nil, world.nowNs < deadline, world.steps % 32 != 0 || isBusy(), world.step() {}
+        for case let server? in servers {
+            guard world.violation == nil, let left = server.leftover else { continue }
+            world.violate("\(server.id) holds \(left), and nobody uses it")
+        }
     }
 
     private final class Flag: @unchecked Sendable {  // as its world

@@ -60,51 +60,78 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private let location: Int
     private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
+    /// What a call that is not slow takes at most, each way.
+    var mostNs: UInt64 = 8_000_000
+    private let obstacles: Obstacles?
     var name: String { memory.name }
 
-    init(_ world: World, _ store: SimStore, sender: String, location: Int = 0) {
+    init(_ world: World, _ store: SimStore, sender: String, location: Int = 0, obstacles: Obstacles? = nil) {
         self.world = world
         self.store = store
         self.sender = sender
         self.location = location
+        self.obstacles = obstacles
     }
 
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
     private var latencyNs: UInt64 {
-        world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : 8_000_000))
+        world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : mostNs))
     }
 
-    /// Sends `call` to the store; its effect and its answer come later, whether or not the caller still lives.
+    /// Sends `call` on `key` to the store; its effect and its answer come later, whether or not the caller still lives.
     private func send<T: Sendable>(
-        isWrite: Bool, slowNs: UInt64 = 0, _ call: @escaping @Sendable () async -> Result<T, StoreError>
+        _ key: String, isWrite: Bool, _ call: @escaping @Sendable () async -> Result<T, StoreError>
     ) async -> Result<T, StoreError> {
         if faults.isDown || roll(faults.failBefore) {
             await world.sleep(latencyNs)
             return .failure(StoreError(.unavailable, "simulated: out of reach"))
         }
+        var slowNs = key.hasPrefix("manifests/") && !isWrite ? faults.slowPageNs : 0
+        // The answer is lost: the same call again, as an HTTP client's own retry would make it, is not ours to simulate.
+        var isLost = roll(faults.loseAnswer)
+        var hangs: Obstacle?
+        if let obstacle = obstacles?.first(key, isWrite: isWrite) {
+            switch obstacle.effect {
+            case .refuse:
+                await world.sleep(latencyNs)
+                return .failure(StoreError(.refused, "simulated: 403"))
+            case .unavailable:
+                await world.sleep(latencyNs)
+                return .failure(StoreError(.unavailable, "simulated: 503"))
+            case .hang(let inFront):
+                if inFront { await obstacles!.wait(obstacle) } else { hangs = obstacle }
+            case .timeOut:
+                await world.sleep(world.chance.ns(0...10_000_000_000))
+                if world.chance.one(in: 2) {
+                    return .failure(StoreError(isWrite ? .unclear : .unavailable, "simulated: no answer in time"))
+                }
+                isLost = true
+            case .slow(let ns): slowNs = ns
+            }
+        }
         let there = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
         let back = slowNs > 0 ? world.chance.ns(0...slowNs) : latencyNs
-        // The answer is lost: the same call again, as an HTTP client's own retry would make it, is not ours to simulate.
-        let isLost = roll(faults.loseAnswer)
-        return await withCheckedContinuation { continuation in
+        let (answersLate, answersNot) = (hangs, isLost)
+        let result = await withCheckedContinuation { continuation in
             world.after(there) { [world, store] in
                 store.net.run {
                     let result = await call()
                     world.after(back) {
                         continuation.resume(
-                            returning: isLost
+                            returning: answersNot
                                 ? .failure(StoreError(isWrite ? .unclear : .unavailable, "simulated: no answer"))
                                 : result)
                     }
                 }
             }
         }
+        if let answersLate { await obstacles!.wait(answersLate) }
+        return result
     }
 
     func get(_ key: String, range: Range<UInt64>?) async throws(StoreError) -> StoredObject {
         let memory = memory
-        let slowNs = key.hasPrefix("manifests/") ? faults.slowPageNs : 0
-        var object = try await send(isWrite: false, slowNs: slowNs) { () async -> Result<StoredObject, StoreError> in
+        var object = try await send(key, isWrite: false) { () async -> Result<StoredObject, StoreError> in
             do throws(StoreError) { return .success(try await memory.get(key, range: range)) } catch {
                 return .failure(error)
             }
@@ -120,7 +147,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     func put(_ key: String, _ bytes: [UInt8], if condition: PutCondition) async throws(StoreError) -> ETag {
         let (store, sender, location, memory) = (store, sender, location, memory)
-        return try await send(isWrite: true) { () async -> Result<ETag, StoreError> in
+        return try await send(key, isWrite: true) { () async -> Result<ETag, StoreError> in
             do throws(StoreError) {
                 let tag = try await memory.put(key, bytes, if: condition)
                 store.onPut(sender, location, key, bytes)
@@ -131,7 +158,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     func list(prefix: String, after: String?, folders: Bool, limit: Int) async throws(StoreError) -> Listing {
         let memory = memory
-        return try await send(isWrite: false) { () async -> Result<Listing, StoreError> in
+        return try await send(prefix, isWrite: false) { () async -> Result<Listing, StoreError> in
             do throws(StoreError) {
                 return .success(try await memory.list(prefix: prefix, after: after, folders: folders, limit: limit))
             } catch { return .failure(error) }
@@ -140,7 +167,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     func delete(_ keys: [String]) async throws(StoreError) {
         let (store, sender, location, memory) = (store, sender, location, memory)
-        try await send(isWrite: true) { () async -> Result<Void, StoreError> in
+        try await send(keys.first ?? "", isWrite: true) { () async -> Result<Void, StoreError> in
             do throws(StoreError) {
                 try await memory.delete(keys)
                 for key in keys { store.onDelete(sender, location, key) }

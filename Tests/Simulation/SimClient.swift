@@ -18,23 +18,29 @@ enum Loss: Int, Comparable {
 
 enum DiskShape {
     /// Sizes that end within a slice, a block and a page.
-    static let sizes: [UInt64] = [(33 << 20) + 4096, 36 << 20, 40 << 20, (44 << 20) + 512]
+    static let sizes: [UInt64] = [
+        (33 << 20) + 4096, 36 << 20, 40 << 20, (44 << 20) + 512,
+        // Mostly empty: of many blocks, and of several manifest pages.
+        (1 << 30) + 4096, (20 << 30) + 512,
+    ]
 }
 
 final class SimClient: @unchecked Sendable {  // as its world
     struct Shape {
         var workers = 4
         var connections = 2
-        var durability = Durability.scratch
         /// Safe points may come at any instant, when a journal is full.
         var anyInstant = false
         var isNamed = true
-        var rule = SafePointRule.flush
+        /// What it writes: plain bytes, a file system that ends transactions, or first the one and later the other, which
+        /// leaves a super block behind.
+        var content = Content.plain
         /// The disk gets smaller and larger.
         var isResized = false
         /// Its owner goes back to earlier generations.
         var goesBack = false
     }
+    enum Content { case plain, fileSystem, leftFileSystem }
     /// How long a worker waits between two operations at most.
     var thinkNs: UInt64 = 0
 
@@ -45,34 +51,56 @@ final class SimClient: @unchecked Sendable {  // as its world
     let shape: Shape
     /// The server to attach to.
     var server: () -> SimServer?
-    private(set) var connections: [SimConnection] = []
-    private var sessionNumber = 1
-    private var abandoned: [UInt32] = []
-    private var abandonedSafePoints: [Int] = []
+    var connections: [SimConnection] = []
+    /// What may be in force, by what the head said when.
+    var options: PossibleOptions
+    var abandoned: [UInt32] = []
+    var abandonedSafePoints: [Int] = []
     /// Sizes that the disk had since the client was last told one.
-    private var sizes: Set<UInt64>
+    var sizes: Set<UInt64>
     var superGeneration: UInt64 = 1
     /// One transaction of the file system is committed at a time.
     private var isCommitting = false
-    private var isAttaching = false
-    private var paused = 0
+    var paused = 0
     private(set) var busyWorkers = 0
     private(set) var operations = 0
-    private(set) var attachments = 0
-    private(set) var rollBacks = 0
+    var attachments = 0
+    var rollBacks = 0
     let operationLimit: Int
 
     // What must have survived.
-    private var loss = Loss.window
+    var loss = Loss.window
     /// When the last acknowledged safe point began: a roll-back goes no further.
-    private var safeTo: UInt64 = 0
-    /// The same for the last one that is flushed as well.
-    private var flushedTo: UInt64 = 0
+    var safeTo: UInt64 = 0
+    /// The same for the last one that a loss of power must leave.
+    var flushedTo: UInt64 = 0
+    /// The same for the last one that a flush has said is in the store.
+    var storedTo: UInt64 = 0
     /// The same for the generation in the store.
-    private(set) var committedTo: UInt64 = 0
+    var committedTo: UInt64 = 0
+    /// When it last found the disk gone back: no further back than that without a loss of another kind.
+    var rolledBackAt: UInt64 = 0
+    /// Whom it is attached as.
+    var who: Who
+    /// A super block was written since the session began.
+    var hasWrittenSuper = false
+    /// Something went wrong on purpose, or may.
+    var isHostile = false
+    /// How long it may be before a server gives a disk back that nobody uses.
+    var releaseAfterMs: Int64 = 5_000
+    var deaths = Deaths()
+    var hasFlooded = false
+    /// Kinds of trouble that it does not make.
+    var without: Set<Trouble> = []
+    /// Heads can't be written for a while.
+    var hinder: () -> Void = {}
+    /// They take long.
+    var slowDown: () -> Void = {}
+    /// Notes a kind of trouble.
+    var count: (String) -> Void = { _ in }
 
     init(
-        _ world: World, disk: String, sizeBytes: UInt64, shape: Shape, operationLimit: Int,
+        _ world: World, disk: String, sizeBytes: UInt64, shape: Shape, options: DiskOptions, operationLimit: Int,
         model: Model? = nil, server: @escaping () -> SimServer?
     ) {
         self.world = world
@@ -81,10 +109,15 @@ final class SimClient: @unchecked Sendable {  // as its world
         self.server = server
         self.operationLimit = operationLimit
         self.model = model ?? Model(sizeBytes: sizeBytes)
+        self.options = PossibleOptions(options)
+        who = Who(isNamed: shape.isNamed)
         if model != nil { (safeTo, flushedTo, committedTo) = (world.tick, world.tick, world.tick) }
         sizes = [sizeBytes]
         loop = world.makeClock("client-\(disk)").makeLoop("client-\(disk)")
     }
+
+    /// All that it does is to take about so long.
+    func takeTime(_ ns: UInt64) { thinkNs = 2 * ns * UInt64(shape.workers) / UInt64(max(operationLimit, 1)) }
 
     func start() {
         busyWorkers = shape.workers
@@ -97,18 +130,18 @@ final class SimClient: @unchecked Sendable {  // as its world
     /// Makes the disk what it was at some earlier generation, as its owner does.
     var goBack: () async -> Void = {}
     /// What the disk must show when it is next looked at: it has been taken back to a generation.
-    private var expected: [UInt32: UInt32]?
+    var expected: [UInt32: UInt32]?
 
     func wentBack(to seen: [UInt32: UInt32]) { expected = seen }
 
     /// Whether the disk is as the generation was that it was taken back to.
-    private func hasGoneBack(_ found: [UInt32: UInt32], _ expected: [UInt32: UInt32], at now: UInt64) {
+    func hasGoneBack(_ found: [UInt32: UInt32], _ expected: [UInt32: UInt32], at now: UInt64) {
         for (granule, value) in found.sorted(by: { $0.key < $1.key }) where value != expected[granule] ?? 0 {
             return world.violate(
                 "taken back to a generation, granule \(granule) shows \(value) instead of \(expected[granule] ?? 0)")
         }
         model.goneBack(to: expected, at: now)
-        (safeTo, flushedTo, committedTo, rolledBackAt) = (now, now, now, now)
+        (safeTo, flushedTo, storedTo, committedTo, rolledBackAt) = (now, now, now, now, now)
         self.expected = nil
         world.note("was taken back")
     }
@@ -116,7 +149,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     // MARK: Its size
 
     /// The first granule behind an end that the disk had since it was last looked at: from here on it is zeroes.
-    private var cutFrom: UInt32?
+    var cutFrom: UInt32?
     /// Changes the size of the disk, as its owner does: by force or not.
     var resize: (UInt64, _ force: Bool) async -> Void = { _, _ in }
     /// The server that the head names.
@@ -131,7 +164,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     /// What can be held against the model, and the granules that were cut off since, as they must be.
-    private func withoutCut(_ found: [UInt32: UInt32]) -> (seen: [UInt32: UInt32], cut: [UInt32: UInt32]) {
+    func withoutCut(_ found: [UInt32: UInt32]) -> (seen: [UInt32: UInt32], cut: [UInt32: UInt32]) {
         guard let cutFrom else { return (found, [:]) }
         if let (granule, value) = found.first(where: { $0.key >= cutFrom && $0.value != 0 }) {
             world.violate("granule \(granule) shows \(value), which lay behind an old end of the disk")
@@ -143,171 +176,20 @@ final class SimClient: @unchecked Sendable {  // as its world
     /// Whether the store names another server than the client's as the owner of its disk.
     var isElsewhere: () -> Bool = { false }
 
-    func happened(_ loss: Loss) { self.loss = max(self.loss, loss) }
+    func happened(_ loss: Loss) {
+        self.loss = max(self.loss, loss)
+        if loss > .window { deaths.forgetPending() }
+    }
 
     /// All operations were done, and nothing more is attached.
     var isDone: Bool { busyWorkers == 0 && isAttached }
-    private var isAttached = false
-    private var session: String? { shape.isNamed ? "s\(sessionNumber)" : nil }
-    private var live: [SimConnection] { connections.filter { !$0.isCut } }
-
-    // MARK: Attaching
-
-    private func attachments() async {
-        while world.violation == nil {
-            connections.removeAll { $0.isCut }
-            if busyWorkers == 0, !connections.isEmpty {
-                isAttached = true
-                return
-            }
-            if connections.isEmpty, shape.isResized, world.chance.one(in: 8) {
-                await quiesce()
-                await resize(DiskShape.sizes.randomElement(using: &world.chance)!, world.chance.one(in: 2))
-                paused = 0
-            }
-            if connections.isEmpty, shape.goesBack, !shape.isResized, world.chance.one(in: 4) {
-                await quiesce()
-                await goBack()
-                paused = 0
-            }
-            if connections.count < shape.connections, connections.isEmpty || world.chance.one(in: 4) {
-                await attach()
-            }
-            await world.sleep(world.chance.ns(100_000...(thinkNs > 0 ? 2_000_000_000 : 30_000_000)))
-        }
-    }
-
-    private func attach() async {
-        // All connections of a session go to one server.
-        let isFirst = live.isEmpty
-        guard let server = live.first?.server ?? server(), server.isAlive else { return }
-        if isFirst { await quiesce() }
-        defer { if isFirst { paused = 0 } }
-        let export = session.map { "\(disk)?session=\($0)" } ?? disk
-        let result = await handshake(server, export)
-        switch result {
-        case .failure(let error):
-            world.note("attach of \(export) at \(server.id): \(error.kind)")
-            if isFirst, error.kind == .refused, error.description.contains("can't go on") { sessionNumber += 1 }
-        case .success(let connection):
-            // Meanwhile the others may have gone, or the client been sent elsewhere.
-            if connection.isCut || isFirst != live.isEmpty || (isFirst && server !== self.server()) {
-                return connection.cut()
-            }
-            // It goes on with sessions that it knows until it looks at the head; whoever cut the disk waits for that.
-            if cutFrom != nil || expected != nil, owner() != server.id { return connection.cut() }
-            attachments += 1
-            if !sizes.contains(connection.sizeBytes) {
-                world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")
-            }
-            let before = world.nextTick()
-            if isFirst, !(await verify(connection, before)) {
-                if !connection.isCut { connection.cut() }
-                return
-            }
-            world.note("attached \(export) at \(server.id)")
-            // A new size is known to those who attach after it; of one session's connections the smallest counts.
-            model.sizeBytes = isFirst ? connection.sizeBytes : min(model.sizeBytes, connection.sizeBytes)
-            connections.append(connection)
-        }
-    }
-
-    private func handshake(_ server: SimServer, _ export: String) async -> Result<SimConnection, AttachError> {
-        let connection = SimConnection(world, server)
-        let error = await connection.attach(export)
-        return error.map { .failure($0) } ?? .success(connection)
-    }
-
-    /// Waits until no worker has anything under way; they wait until `paused` is 0 again.
-    private func quiesce() async {
-        paused = 1
-        while underWay > 0 { await world.sleep(100_000) }
-    }
-    private var underWay = 0
-
-    /// The disk as it is after it was away: what the session must find, or what a loss may have left.
-    private func verify(_ connection: SimConnection, _ before: UInt64) async -> Bool {
-        let end = UInt32(connection.sizeBytes / UInt64(Pattern.granuleBytes))
-        let touched = model.touched
-        guard let found = await read(touched.filter { $0 < end }, connection), connection.server === server() else {
-            return false
-        }
-        let now = world.nextTick()
-        settle(at: before - 1)
-        if let expected {
-            hasGoneBack(found, expected, at: now)
-            isResumed()
-            return true
-        }
-        let (seen, cut) = withoutCut(found)
-        let lost = seen.sorted { $0.key < $1.key }.first { !model.mayShow($0.value, $0.key, from: before, to: now) }
-        // A session that was declared lost leaves what its last safe point holds, and nothing else.
-        let mustBeSafe = shape.isNamed && attachedSession != nil && attachedSession != session
-        // What was cut off is gone, also when the disk is larger again.
-        let whole = seen.merging(cut, uniquingKeysWith: { $1 })
-        if lost == nil, !mustBeSafe {
-            model.observe(whole, at: now)
-            // It was opened as the resize committed it.
-            if !cut.isEmpty { model.addSafePoint(at: now) }
-            world.note("nothing was lost")
-            isResumed()
-            return true
-        }
-        if let (granule, value) = lost, attachedSession == session, shape.isNamed {
-            world.violate(
-                "session \(session!) goes on, and granule \(granule) shows \(value) instead of \(model.describe(granule))"
-            )
-            return false
-        }
-        let floor: UInt64
-        switch (loss, shape.durability) {
-        case (.window, _): floor = max(safeTo, rolledBackAt)
-        case (.power, .scratch), (.power, .store), (.scratch, .store): floor = flushedTo
-        case (.power, .memory), (.scratch, .scratch), (.scratch, .memory): floor = committedTo
-        }
-        let (instants, culprit) = model.instants(of: seen, from: floor, upTo: before)
-        if instants.isEmpty {
-            world.violate(
-                "after \(loss) the disk is as at no instant since \(floor)"
-                    + (culprit.map { ": granule \($0) shows \(seen[$0]!), had \(model.describe($0))" } ?? ""))
-            return false
-        }
-        if !shape.anyInstant, instants.intersection(model.safeInstants(upTo: before)).isEmpty {
-            world.violate("after \(loss) the disk is as at \(instants.ranges), which is no safe point")
-            return false
-        }
-        rollBacks += 1
-        world.note("rolled back to \(instants.ranges.first!)")
-        model.observe(whole, at: now)
-        model.addSafePoint(at: now)
-        rolledBackAt = now
-        if instants.ranges.last!.upperBound < flushedTo { flushedTo = committedTo }
-        safeTo = flushedTo
-        isResumed()
-        return true
-    }
-
-    /// Nothing of what was given up before `tick` can take effect any more.
-    private func settle(at tick: UInt64) {
-        for write in abandoned { model.settle(write, at: tick) }
-        for place in abandonedSafePoints { model.settleSafePoint(place, at: tick) }
-        abandoned = []
-        abandonedSafePoints = []
-    }
-
-    private func isResumed() {
-        // A server that serves a session without knowing that another one has the disk loses all that is new on it.
-        loss = isElsewhere() ? .scratch : .window
-        cutFrom = nil
-        attachedSession = session
-    }
-    /// Under which session the client was last served.
-    private var attachedSession: String?
-    /// When it last found the disk gone back: no further back than that without a loss of another kind.
-    private var rolledBackAt: UInt64 = 0
+    var isAttached = false
+    var live: [SimConnection] { connections.filter { !$0.isCut } }
+    private(set) var underWay = 0
 
     /// Reads whole granules. nil: the connection broke.
-    private func read(_ granules: [UInt32], _ connection: SimConnection) async -> [UInt32: UInt32]? {
+    func read(_ granules: [UInt32], _ connection: SimConnection) async -> [UInt32: UInt32]? {
+        let began = world.nowNs
         var seen: [UInt32: UInt32] = [:]
         var i = 0
         while i < granules.count {
@@ -318,7 +200,15 @@ final class SimClient: @unchecked Sendable {  // as its world
                 .read, offset: UInt64(range.lowerBound) * 256, lengthBytes: range.count * Pattern.granuleBytes)
             switch await connection.run(request) {
             case .cut: return nil
-            case .failed: continue  // the store is away: asked again
+            case .failed(let error):
+                // The store is away: asked again.
+                if error == 108, world.nowNs > began + 60_000_000_000 {
+                    world.violate(
+                        "\(connection.server.id) answers nothing on \(disk) but ESHUTDOWN, and does not hang up")
+                }
+                if world.violation != nil { return nil }
+                await world.sleep(1_000_000)
+                continue
             case .done: break
             }
             for granule in range {
@@ -339,7 +229,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func work() async {
         while world.violation == nil, operations < operationLimit {
             guard paused == 0, let connection = live.randomElement(using: &world.chance) else {
-                await world.sleep(world.chance.ns(50_000...(thinkNs > 0 ? 500_000_000 : 2_000_000)))
+                await world.sleep(world.chance.ns(50_000...max(2_000_000, min(thinkNs / 8, 500_000_000))))
                 continue
             }
             operations += 1
@@ -354,10 +244,12 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     private func operate(_ connection: SimConnection) async {
         switch world.chance.below(100) {
-        case 0..<55: await write(connection, .write)
-        case 55..<80: await read(connection)
+        case 0..<52: await write(connection, .write)
+        case 52..<72: await read(connection)
+        case 72..<79: await status(connection)
+        case 79: await cache(connection)
         case 80..<88:
-            if shape.rule == .flush || isCommitting || world.chance.one(in: 4) {
+            if !isFileSystem || isCommitting || world.chance.one(in: 4) {
                 _ = await flush(connection)
             } else {
                 await commitTransaction(connection)
@@ -371,7 +263,16 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func pick(pagesOnly: Bool) -> Range<UInt32> {
         let size = UInt32(model.sizeBytes / 256)
         // A file system leaves its super block to its commits.
-        let first = shape.rule == .flush ? 0 : SuperBlockPattern.granules.upperBound
+        let first = shape.content == .plain ? 0 : SuperBlockPattern.granules.upperBound
+        // Here and there a slice of which nothing is stored, or all of one.
+        if pagesOnly, world.chance.one(in: 12) {
+            let slice = UInt32(1 + world.chance.below(8))
+            return slice * 2048..<(slice + 1) * 2048
+        }
+        if !pagesOnly, world.chance.one(in: 10) {
+            let start = UInt32(world.chance.below(Int(size / 2048))) * 2048 + 512
+            return start..<start + UInt32(16 * (1 + world.chance.below(3)))
+        }
         let zones: [UInt32] = [first, 2048 - 64, 65_536 - 96, 65_536 * 2 - 32, size - 256, 5000]
         var count: Int
         switch world.chance.below(20) {
@@ -406,11 +307,13 @@ final class SimClient: @unchecked Sendable {  // as its world
                     granule: granule)
             }
         }
-        let safePoint = fua && shape.rule != .btrfs ? model.beginSafePoint(at: start) : nil
+        let safePoint = fua && options.mayTakeFlushes(since: start) ? model.beginSafePoint(at: start) : nil
         let outcome = await connection.run(request)
         world.note("\(kind) \(number) \(granules)\(fua ? " fua" : "") \(outcome)")
         ended(number, safePoint, outcome)
-        if case .done = outcome, fua, shape.rule == .flush { reached(start, isFlushed: true) }
+        if case .done = outcome, fua, options.takeFlushes(since: start, hasWrittenSuper) {
+            reached(start, flushSince: start)
+        }
     }
 
     /// What came of a write, and of the safe point that it makes.
@@ -427,17 +330,20 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
     }
 
-    /// A safe point that began at `tick` was acknowledged.
-    private func reached(_ tick: UInt64, isFlushed: Bool) {
+    /// A safe point that began at `tick` was acknowledged; with `flushSince` by something that is as durable as a flush.
+    private func reached(_ tick: UInt64, flushSince: UInt64?) {
         safeTo = max(safeTo, tick)
-        if isFlushed { flushedTo = max(flushedTo, tick) }
+        guard let flushSince else { return }
+        let durabilities = options.all(since: flushSince).map(\.durability)
+        if !durabilities.contains(.memory) { flushedTo = max(flushedTo, tick) }
+        if durabilities.allSatisfy({ $0 == .store }) { storedTo = max(storedTo, tick) }
     }
 
-    private func flush(_ connection: SimConnection) async -> Bool {
+    func flush(_ connection: SimConnection) async -> Bool {
         let start = world.nextTick()
         // Until there is a super block, `auto` takes flushes for safe points too.
-        let safePoint = shape.rule == .btrfs ? nil : model.beginSafePoint(at: start)
-        let safeBefore = shape.rule == .flush ? start : safeTo
+        let safePoint = options.mayTakeFlushes(since: start) ? model.beginSafePoint(at: start) : nil
+        let safeBefore = safeTo
         let outcome = await connection.run(SimRequest(.flush))
         world.note("flush \(outcome)")
         guard case .done = outcome else {
@@ -445,8 +351,17 @@ final class SimClient: @unchecked Sendable {  // as its world
             return false
         }
         if let safePoint { model.endSafePoint(safePoint, at: world.nextTick()) }
-        reached(safeBefore, isFlushed: true)
+        reached(options.takeFlushes(since: start, hasWrittenSuper) ? start : safeBefore, flushSince: start)
         return true
+    }
+
+    /// Whether it ends transactions now.
+    var isFileSystem: Bool {
+        switch shape.content {
+        case .plain: false
+        case .fileSystem: true
+        case .leftFileSystem: operations < operationLimit / 4
+        }
     }
 
     /// As btrfs ends a transaction, or an fsync: a flush, and then the super block, perhaps on another connection. Other
@@ -460,6 +375,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         let fua = world.chance.one(in: 2)
         let request = SimRequest(.write, offset: SuperBlock.offset, lengthBytes: SuperBlock.lengthBytes, fua: fua)
         let start = world.nextTick()
+        hasWrittenSuper = true
         let number = model.begin(SuperBlockPattern.granules, isZero: false, at: start)
         SuperBlockPattern.fill(request.buffer, write: number, generation: superGeneration, isLog: isLog)
         let safePoint = model.beginSafePoint(at: start)
@@ -468,7 +384,7 @@ final class SimClient: @unchecked Sendable {  // as its world
             "super block \(superGeneration)\(isLog ? " log" : "")\(fua ? " fua" : ""), write \(number) \(outcome)")
         ended(number, safePoint, outcome)
         guard case .done = outcome else { return }
-        reached(start, isFlushed: fua)
+        if options.takeSuperBlocks(since: start) { reached(start, flushSince: fua ? start : nil) }
         // Without FUA a flush follows.
         if !fua, other.isCut || world.chance.one(in: 4) { return }
         if !fua { _ = await flush(other) }
@@ -493,6 +409,45 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
     }
 
+    /// What the server says is a hole, or zeroes, must be what a read may show as zeroes.
+    private func status(_ connection: SimConnection) async {
+        guard connection.hasContext else { return await read(connection) }
+        var granules = pick(pagesOnly: false)
+        if world.chance.one(in: 2) {
+            let start = world.chance.one(in: 2) ? 0 : granules.lowerBound
+            granules = start..<min(start + 1 << 23, UInt32(model.sizeBytes / 256))
+        }
+        let request = SimRequest(
+            .blockStatus, offset: UInt64(granules.lowerBound) * 256,
+            lengthBytes: granules.count * Pattern.granuleBytes, onlyOneExtent: world.chance.one(in: 4))
+        let start = world.nextTick()
+        let outcome = await connection.run(request)
+        let end = world.nextTick()
+        world.note("status of \(granules) \(outcome), \(request.extents.count) extents")
+        guard case .done = outcome else { return }
+        var at = UInt64(granules.lowerBound) * 256
+        for extent in request.extents {
+            let range = at..<min(at + UInt64(extent.lengthBytes), UInt64(granules.upperBound) * 256)
+            at = range.upperBound
+            if extent.flags & 3 == 0 { continue }
+            for granule in model.touched(in: UInt32(range.lowerBound / 256)..<UInt32((range.upperBound + 255) / 256))
+            where !model.mayShow(0, granule, from: start, to: end) {
+                return world.violate(
+                    "status \(start)-\(end): granule \(granule) is \(extent.flags & 1 == 0 ? "zeroes" : "a hole"), had \(model.describe(granule))"
+                )
+            }
+        }
+    }
+
+    /// Advice, which changes nothing.
+    private func cache(_ connection: SimConnection) async {
+        let granules = pick(pagesOnly: false)
+        let outcome = await connection.run(
+            SimRequest(
+                .cache, offset: UInt64(granules.lowerBound) * 256, lengthBytes: granules.count * Pattern.granuleBytes))
+        world.note("cache \(granules) \(outcome)")
+    }
+
     // MARK: The end, and what others see
 
     /// A generation in the store holds `seen`.
@@ -513,21 +468,27 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// Ends every connection as a client does that is done; attaches for it where a server took them away meanwhile.
     func disconnect() async {
+        // Whose flush fails has a server that lost its scratch disk, and waits until somebody starts it anew.
+        let deadline = world.nowNs + 120_000_000_000
         while world.violation == nil {
-            // Whose flush fails has a server that lost its scratch disk, and waits until somebody starts it anew.
             if let connection = live.first, await flush(connection) { break }
+            if world.nowNs > deadline { world.violate("\(disk) takes no flush any more, and nothing is wrong") }
             cutAll()
             connections = []
             await attach()
-            await world.sleep(50_000_000)
+            await world.sleep(1_000_000_000)
         }
         let safePoint = model.beginSafePoint(at: world.nextTick())
-        for connection in live { await connection.disconnect() }
+        for connection in live { await connection.disconnect(mustHangUp: true) }
         model.endSafePoint(safePoint, at: world.nextTick())
     }
 
     /// What it waits for, for people.
-    var state: String { "\(disk): \(operations) operations, \(live.count) connections: \(live.map(\.waiting))" }
+    var state: String {
+        "\(disk): \(operations) operations, \(underWay) under way, \(phase), \(live.count) connections: \(live.map(\.waiting))"
+    }
+    /// What the client is about, beside its workers, for people.
+    var phase = ""
 
     func cutAll() { for connection in connections { connection.cut() } }
     func cutOne() { live.randomElement(using: &world.chance)?.cut() }

@@ -14,11 +14,23 @@ final class SimRequest: @unchecked Sendable {  // as its world
     let offset: UInt64
     let lengthBytes: Int
     let fua: Bool
+    let onlyOneExtent: Bool
+    /// A run of equal status, as the wire says it.
+    struct Extent: Sendable {
+        var lengthBytes: Int
+        var flags: UInt32
+    }
+    /// The answer to BLOCK_STATUS.
+    var extents: [Extent] = []
     let buffer: UnsafeMutableRawPointer
     fileprivate var continuation: CheckedContinuation<Outcome, Never>?
 
-    init(_ kind: DeviceRequest.Kind, offset: UInt64 = 0, lengthBytes: Int = 0, fua: Bool = false) {
+    init(
+        _ kind: DeviceRequest.Kind, offset: UInt64 = 0, lengthBytes: Int = 0, fua: Bool = false,
+        onlyOneExtent: Bool = false
+    ) {
         self.kind = kind
+        self.onlyOneExtent = onlyOneExtent
         self.offset = offset
         self.lengthBytes = lengthBytes
         self.fua = fua
@@ -43,13 +55,17 @@ final class SimConnection: @unchecked Sendable {  // as its world
     private var attaching: CheckedContinuation<AttachError?, Never>?
     private var leaving: CheckedContinuation<Void, Never>?
     private(set) var isCut = false
+    /// The server itself has refused it.
+    private(set) var wasRefused = false
 
-    init(_ world: World, _ server: SimServer) {
+    /// - Parameter host: where the client is.
+    init(_ world: World, _ server: SimServer, host: String = "client") {
         self.world = world
         self.server = server
         client = NBDClient(&world.chance)
         wire = SimWire(
-            world, server, received: { [weak self] in self?.receive($0) }, ended: { [weak self] in self?.hungUp() })
+            world, server, host: host, received: { [weak self] in self?.receive($0) },
+            ended: { [weak self] in self?.hungUp() })
         server.connections.removeAll { $0.isOver }
         server.connections.append(self)
     }
@@ -58,6 +74,8 @@ final class SimConnection: @unchecked Sendable {  // as its world
     private var isOver: Bool { isCut && wire.isClosed }
     /// The size of the export, as the server told it.
     var sizeBytes: UInt64 { client.sizeBytes }
+    /// Whether it may ask for the status of blocks.
+    var hasContext: Bool { client.hasContext }
 
     // MARK: What the client does
 
@@ -107,20 +125,25 @@ final class SimConnection: @unchecked Sendable {  // as its world
         leaving.take()?.resume()
     }
 
-    /// Ends it with DISC, once everything was answered, and waits until the server has hung up.
-    func disconnect() async {
-        if isCut { return }
+    /// Ends it with DISC, once everything was answered, and waits until the server has hung up. false: that is not known.
+    ///
+    /// - Parameter mustHangUp: in a minute.
+    @discardableResult
+    func disconnect(mustHangUp: Bool = false) async -> Bool {
+        if isCut { return false }
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             world.note("disconnect")
             leaving = continuation
             wire.send(client.encodeDisconnect(&world.chance))
             world.after(60_000_000_000) { [weak self] in
                 guard let self, leaving != nil else { return }
-                world.violate("\(server.id) does not hang up after DISC")
+                if mustHangUp { world.violate("\(server.id) does not hang up after DISC") }
                 cut()
             }
         }
+        return hasHungUp
     }
+    private var hasHungUp = false
 
     /// What was sent and not answered, for people.
     var waiting: String {
@@ -135,7 +158,9 @@ final class SimConnection: @unchecked Sendable {  // as its world
             switch event {
             case .send(let bytes): wire.send(bytes)
             case .attached: attached(nil)
-            case .refused(let error): attached(error)
+            case .refused(let error):
+                wasRefused = true
+                attached(error)
             case .answered(let cookie, let error): answered(cookie, error)
             case .broken(let what):
                 world.violate("\(server.id) speaks no NBD: \(what)")
@@ -152,7 +177,7 @@ final class SimConnection: @unchecked Sendable {  // as its world
     }
 
     private func hungUp() {
-        if leaving == nil { world.note("\(server.id) ends a connection") }
+        if leaving == nil { world.note("\(server.id) ends a connection") } else { hasHungUp = true }
         cut(noticed: false)
     }
 

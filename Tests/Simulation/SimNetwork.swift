@@ -100,7 +100,7 @@ final class SimWire: @unchecked Sendable {  // as its world
     private var isCut = false
 
     init(
-        _ world: World, _ server: SimServer, received: @escaping (UnsafeRawBufferPointer) -> Void,
+        _ world: World, _ server: SimServer, host: String, received: @escaping (UnsafeRawBufferPointer) -> Void,
         ended: @escaping () -> Void
     ) {
         self.world = world
@@ -117,7 +117,7 @@ final class SimWire: @unchecked Sendable {  // as its world
             setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &bytes, 4)
         }
         world.network.add(self)
-        world.after(latencyNs) { [self] in if server.isAlive { server.accept(far) } }
+        world.after(latencyNs) { [self] in if server.isAlive { server.accept(far, host: host) } }
     }
 
     private var latencyNs: UInt64 { world.chance.ns(10_000...(world.chance.one(in: 50) ? 20_000_000 : 400_000)) }

@@ -21,7 +21,9 @@ final class SimReader: @unchecked Sendable {  // as its world
     }
 
     /// Reads now and then for `durationNs`, or until `isOver`. `named` holds the generation as if a head named it.
-    func run(_ disk: String, _ named: Named, for durationNs: UInt64, isOver: () -> Bool) async {
+    func run(
+        _ disk: String, _ named: Named, for durationNs: UInt64, pauseNs: UInt64 = 40_000_000_000, isOver: () -> Bool
+    ) async {
         let export = "\(disk)@\(record.generation)"
         guard await connection.attach(export) == nil else { return }
         let hold = "reader of \(export), \(world.nextTick())"
@@ -31,8 +33,12 @@ final class SimReader: @unchecked Sendable {  // as its world
         let end = world.nowNs + durationNs
         while world.nowNs < end, !isOver(), !connection.isCut, world.violation == nil {
             guard let granule = seen.keys.sorted().randomElement(using: &world.chance) else { break }
+            let wasNamed = isNamed(export)
             let request = SimRequest(.read, offset: UInt64(granule) * 256, lengthBytes: Pattern.granuleBytes)
             if case .done = await connection.run(request) {
+                if !wasNamed, !isNamed(export), !connection.isCut, connection.server.isAlive {
+                    world.violate("\(connection.server.id) serves \(export), and its heartbeat does not name it")
+                }
                 let value = Pattern.write(request.buffer, granule: granule)
                 if value != seen[granule] {
                     world.violate(
@@ -40,9 +46,15 @@ final class SimReader: @unchecked Sendable {  // as its world
                     )
                 }
             }
-            await world.sleep(world.chance.ns(1_000_000_000...40_000_000_000))
+            await world.sleep(world.chance.ns(pauseNs / 40...pauseNs))
         }
         named.release(hold)
         if world.chance.one(in: 2) { await connection.disconnect() } else { connection.cut() }
+    }
+
+    /// Whether the server would say in a heartbeat that it reads the generation.
+    private func isNamed(_ export: String) -> Bool {
+        let reading = connection.server.manager.reading
+        return reading.contains(export) || reading.contains(ServerRecord.readsEverything)
     }
 }

@@ -23,6 +23,16 @@ struct ServerShape {
     /// How long a call on the store is repeated.
     var deadlineMs: UInt64 = 20_000
     var fault: Fault?
+    /// It answers only while it can prove that a disk is its own. False: not checked.
+    var provesOwnership = false
+    /// What a call on the store mostly takes at most, each way.
+    var latencyNs: UInt64 = 8_000_000
+    /// For manifest pages, of each loop.
+    var manifestBytes = 4 << 20
+    /// Disk loops.
+    var loops = 1
+    /// A disk that nobody uses is given back after so long.
+    var releaseAfterMs: Int64 = 5_000
 }
 
 final class SimServer: @unchecked Sendable {  // as its world
@@ -33,10 +43,10 @@ final class SimServer: @unchecked Sendable {  // as its world
     /// One for each location.
     let buckets: [SimBucket]
     let scratch: MemoryScratch
-    let context: DiskContext
+    /// One for each disk loop.
+    let contexts: [DiskContext]
     let manager: DiskManager
     let files: BlockFiles
-    let loop: Loop
     private let door: Loop
     private let served: ServerContext
     let network: NetworkShape
@@ -44,10 +54,14 @@ final class SimServer: @unchecked Sendable {  // as its world
     /// All that was its own has been looked at since it started.
     private(set) var hasRecovered = false
     var connections: [SimConnection] = []
+    /// Since when it takes no step.
+    var stoppedAtNs: UInt64?
+    /// It has been silent for so long that others take it for dead.
+    var seemsDead: Bool { stoppedAtNs.map { world.nowNs > $0 + 30_000_000_000 } ?? false }
 
     init(
         _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, rebooted: Bool, shape: ServerShape,
-        near: UInt8, isAlive: @escaping @Sendable (String) -> Bool
+        near: UInt8, obstacles: Obstacles, isAlive: @escaping @Sendable (String) -> Bool
     ) {
         self.id = id
         self.world = world
@@ -55,9 +69,12 @@ final class SimServer: @unchecked Sendable {  // as its world
         clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
         environment = SimEnvironment(world, clock)
         environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
-        buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0) }
-        loop = clock.makeLoop("\(id)-disks")
-        let door = clock.makeLoop("\(id)-door")
+        buckets = (0..<store.memories.count).map {
+            SimBucket(world, store, sender: id, location: $0, obstacles: obstacles)
+        }
+        for bucket in buckets { bucket.mostNs = shape.latencyNs }
+        let loops = (0..<shape.loops).map { [clock] in clock.makeLoop("\(id)-disks-\($0)", isWidened: true) }
+        let door = clock.makeLoop("\(id)-door", isWidened: true)
         self.door = door
         network = shape.network
         let opened = store.open(buckets, environment, near: near, deadlineMs: shape.deadlineMs)
@@ -71,24 +88,29 @@ final class SimServer: @unchecked Sendable {  // as its world
         var settings = DiskSettings()
         settings.commitIntervalMs = shape.commitIntervalMs
         settings.journalLimitBytes = shape.journalPerDiskBytes
-        settings.releaseAfterMs = 5_000
+        settings.releaseAfterMs = shape.releaseAfterMs
         settings.fault = shape.fault
         var log = Logger(label: id) { [weak world] _ in TraceLog(world: world, server: id) }
         log.logLevel = world.isTracing ? .debug : .critical
-        context = DiskContext(
-            loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
-            manifests: ManifestCache(locations, budgetBytes: 4 << 20),
-            arena: FrameArena(budgetBytes: shape.dirtyBytes), journals: JournalBudget(limitBytes: shape.journalBytes),
-            log: log, settings: settings, grace: grace)
+        let journals = JournalBudget(limitBytes: shape.journalBytes)
+        let options = settings
+        contexts = loops.map { [environment] loop in
+            DiskContext(
+                loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
+                manifests: ManifestCache(locations, budgetBytes: shape.manifestBytes),
+                arena: FrameArena(budgetBytes: shape.dirtyBytes), journals: journals, log: log, settings: options,
+                grace: grace)
+        }
         let server = id
         manager = DiskManager(
-            contexts: [context],
+            contexts: contexts,
             store: opened,
             server: ServerIdentity(id: id, host: id, hasRebooted: rebooted), takeover: shape.takeover, log: log,
             isAlive: { other, _ in other != server && isAlive(other) ? "it runs" : nil })
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
-        loop.run { [self] in
+        loops[0].run { [self] in await lookAtMemory(shape) }
+        loops[0].run { [self] in
             await files.start()
             while (try? await grace.refresh(opened.bucket, environment: environment)) == nil {
                 await environment.sleep(ns: 100_000_000)
@@ -103,6 +125,43 @@ final class SimServer: @unchecked Sendable {  // as its world
         }
     }
 
+    // MARK: Memory
+
+    /// Looks at what the disks hold, as long as the server lives.
+    private func lookAtMemory(_ shape: ServerShape) async {
+        requests = served.share(of: contexts[0].loop).budget
+        while isAlive {
+            await environment.sleep(ns: 1_000_000_000)
+            // A dirty page is in a frame, or in the journal, or in both.
+            let most = Int(shape.journalPerDiskBytes) + shape.dirtyBytes + (2 << 20)
+            let held = await manager.forEachDisk { disk in
+                (disk.name, disk.pages.count * Geometry.pageBytes, disk.pendingRequests.count, disk.clients.count)
+            }
+            for (name, bytes, requests, clients) in held {
+                if bytes > most { world.violate("\(id) holds \(bytes) bytes of dirty pages of \(name)") }
+                // Of those that left, what is under way may still be.
+                if requests > network.limits.requestsPerConnection * (clients + 64) {
+                    world.violate("\(id) holds \(requests) requests of \(name)")
+                }
+            }
+        }
+    }
+
+    /// Of the common budget for requests and replies; below 0: overdrawn.
+    var freeRequestBytes: Int { requests?.availableBytes ?? network.budgetBytes }
+    private var requests: RequestBudget?
+
+    /// What it holds though nobody uses it any more. nil: nothing.
+    var leftover: String? {
+        if manager.hasDisks { return "disks" }
+        if let context = contexts.first(where: { $0.arena.inUse > 0 }) { return "\(context.arena.inUse) frames" }
+        let journalBytes = contexts[0].journals.usedBytes
+        if journalBytes > 0 { return "\(journalBytes) bytes of journals" }
+        // Loops keep a little in reserve.
+        let missing = network.budgetBytes - freeRequestBytes
+        return missing > (contexts.count + 1) * (4 << 20) ? "\(missing) bytes of requests" : nil
+    }
+
     private func beat(_ store: Store) async {
         for location in store.locations.all {
             try? await store.heads(at: location.number).beat(
@@ -114,28 +173,28 @@ final class SimServer: @unchecked Sendable {  // as its world
 
     /// How full it is, for people.
     var state: String {
-        "\(id): \(context.arena.inUse) of \(context.arena.capacity) frames, \(context.journals.usedBytes) bytes of journals"
+        "\(id): \(contexts.map { "\($0.arena.inUse) of \($0.arena.capacity)" }) frames, \(contexts[0].journals.usedBytes) bytes of journals"
     }
 
     /// A scratch disk whose completions take their time and come back to the loop that asked.
     static func makeDeliver(_ world: World) -> MemoryScratch.Deliver {
         { work in
             guard let loop = Loop.current else { preconditionFailure("a scratch call from no loop") }
-            world.after(world.chance.ns(5_000...2_000_000)) { loop.post(work) }
+            world.after(world.chance.ns(5_000...2_000_000) + world.delay()) { loop.post(work) }
         }
     }
 
     /// A client has connected; this is the server's end.
-    func accept(_ socket: FileDescriptor) {
+    func accept(_ socket: FileDescriptor, host: String) {
         door.post { [served] in
-            served.welcome(socket, client: ClientIdentity(address: "client:1", host: "client"))
+            served.welcome(socket, client: ClientIdentity(address: "\(host):1", host: host))
         }
     }
 
     /// Something happened at the other end of one of its sockets.
     func socketsMayBeReady() {
         door.descriptorsMayBeReady()
-        loop.descriptorsMayBeReady()
+        for context in contexts { context.loop.descriptorsMayBeReady() }
     }
 
     /// Sockets that it has not closed.

@@ -18,6 +18,12 @@ import Glibc
     @Option(help: "For how many seconds, where no number of runs is given.") var seconds = 60.0
     @Option(help: "Operations of each client in a run.") var operations = 700
     @Option(help: "Break this rule: \(Fault.allCases.map(\.rawValue).joined(separator: ", ")).") var fault: String?
+    @Option(
+        help:
+            "Leave out these kinds of trouble, with commas between: \(Trouble.allCases.map(\.rawValue).joined(separator: ", "))."
+    )
+    var without = ""
+    @Flag(help: "Go on after a violation, and count each kind of it in the end.") var goOn = false
     @Flag(help: "Print the rules that --fault breaks.") var listFaults = false
     @Flag(help: "Print what happens.") var trace = false
     @Flag(help: "Print one line for each run.") var verbose = false
@@ -25,6 +31,13 @@ import Glibc
 
     func validate() throws {
         if let fault, Fault(rawValue: fault) == nil { throw ValidationError("no rule '\(fault)' to break") }
+        for kind in without.split(separator: ",") where Trouble(rawValue: String(kind)) == nil {
+            throw ValidationError("no trouble '\(kind)'")
+        }
+    }
+
+    private var excluded: Set<Trouble> {
+        Set(without.split(separator: ",").compactMap { Trouble(rawValue: String($0)) })
     }
 
     func run() throws {
@@ -42,6 +55,7 @@ import Glibc
         let began = Date()
         var total = RunReport(seed: first)
         var count = 0
+        var violations: [String: Int] = [:]
         while runs.map({ count < $0 }) ?? (Date().timeIntervalSince(began) < seconds) {
             let seed = first + UInt64(count)
             let report = runs == 1 ? simulate(seed) : try apart(seed)
@@ -70,18 +84,31 @@ import Glibc
             total.copied += report.copied
             total.hash = (total.hash ^ report.hash) &* 0x100_0000_01b3
             for (what, times) in report.faults { total.faults[what, default: 0] += times }
+            if goOn, let violation = report.violation {
+                print("VIOLATION: seed \(seed), after \(Int(Date().timeIntervalSince(began))) s: \(violation)")
+                violations[Simulate.kind(violation), default: 0] += 1
+                continue
+            }
             if let violation = report.violation {
                 print("VIOLATION: seed \(seed), step \(report.steps), run \(count): \(violation)")
                 print(
                     "replay: Scripts/simulate.sh --runs 1 --trace --seed \(seed) --operations \(operations)"
-                        + (fault.map { " --fault \($0)" } ?? ""))
+                        + (fault.map { " --fault \($0)" } ?? "") + (without.isEmpty ? "" : " --without \(without)"))
                 throw ExitCode.failure
             }
         }
+        for (kind, times) in violations.sorted(by: { $0.value > $1.value }) { print("  \(times) times: \(kind)") }
+        if !violations.isEmpty { throw ExitCode.failure }
         print(
             "seeds \(first) to \(first + UInt64(count) - 1): \(total.operations) operations in \(count) runs, no violation; \(total.steps) steps, \(total.virtualMs / 1000) s of simulated time in \(Int(Date().timeIntervalSince(began))) s, \(total.generations) generations, \(total.attachments) attachments, \(total.rollBacks) roll-backs, \(total.forks) forks, \(total.collections) collections of \(total.collected) objects, \(total.copied) copied; hash \(String(total.hash, radix: 16))"
         )
         for (what, times) in total.faults.sorted(by: { $0.key < $1.key }) { print("  \(what): \(times)") }
+    }
+
+    /// What kind of violation it is: without its numbers and names.
+    private static func kind(_ violation: Violation) -> String {
+        let words = violation.description.prefix(120).split(separator: " ")
+        return words.map { $0.contains(where: \.isNumber) ? "…" : String($0) }.joined(separator: " ")
     }
 
     /// Runs with a broken rule until that is seen.
@@ -144,6 +171,9 @@ import Glibc
     }
 
     private func simulate(_ seed: UInt64) -> RunReport {
-        Run(seed: seed, operations: operations, fault: fault.flatMap { Fault(rawValue: $0) }, trace: trace).report()
+        Run(
+            seed: seed, operations: operations, fault: fault.flatMap { Fault(rawValue: $0) }, trace: trace,
+            without: excluded
+        ).report()
     }
 }

@@ -38,6 +38,22 @@ struct Chance: RandomNumberGenerator {
     mutating func ns(_ range: ClosedRange<UInt64>) -> UInt64 { UInt64.random(in: range, using: &self) }
 }
 
+/// In some worlds whatever a server waits for takes longer now and then: each step of a task after an `await`, each timer and
+/// sleep, each worker and each call on a scratch disk. Then others come between which mostly do not.
+struct Widening {
+    /// One in so many.
+    var oneIn: Int
+    var mostNs: UInt64
+
+    /// None in half of the worlds.
+    static func random(_ chance: inout Chance) -> Widening? {
+        guard chance.one(in: 2) else { return nil }
+        return Widening(
+            oneIn: [4, 16, 64, 256].randomElement(using: &chance)!,
+            mostNs: [3_000_000, 200_000_000, 3_000_000_000].randomElement(using: &chance)!)
+    }
+}
+
 /// What a rule of the model found broken.
 struct Violation: Error, Codable, CustomStringConvertible {
     var description: String
@@ -62,6 +78,8 @@ final class World: @unchecked Sendable {  // one thread runs it
     private(set) var violation: Violation?
     var isTracing = false
     private(set) lazy var network = SimNetwork(self)
+    /// How often something takes longer than it mostly does: see `delay`.
+    var widening: Widening?
 
     private var events: [Event] = []
     private var eventCount: UInt64 = 0
@@ -78,6 +96,11 @@ final class World: @unchecked Sendable {  // one thread runs it
         let startNs: UInt64
         let baseNs: UInt64
         var loops: [Loop] = []
+        /// Its loops take no step, while time goes on: as after SIGSTOP.
+        var isStopped = false
+        /// How long it has been suspended, but for the suspension at hand.
+        private var suspendedNs: UInt64 = 0
+        private var suspendedSinceNs: UInt64?
 
         fileprivate init(world: World, name: String, rate: UInt64, baseNs: UInt64) {
             self.world = world
@@ -87,15 +110,39 @@ final class World: @unchecked Sendable {  // one thread runs it
             startNs = world.nowNs
         }
 
-        var nowNs: UInt64 { baseNs + (world.nowNs - startNs) * rate / 1000 }
+        /// As CLOCK_MONOTONIC: it stands while the machine is suspended.
+        var nowNs: UInt64 { baseNs + ((suspendedSinceNs ?? world.nowNs) - suspendedNs - startNs) * rate / 1000 }
+        /// As CLOCK_BOOTTIME: it goes on.
+        var bootNs: UInt64 { baseNs + (world.nowNs - startNs) * rate / 1000 }
         /// The world's time at which this clock shows `ns`.
         func worldNs(_ ns: UInt64) -> UInt64 {
-            ns <= baseNs ? startNs : startNs + (ns - baseNs) * 1000 / rate + 1
+            suspendedNs + startNs + (ns <= baseNs ? 0 : (ns - baseNs) * 1000 / rate + 1)
         }
 
-        func makeLoop(_ name: String) -> Loop {
+        /// The machine goes to sleep, and wakes up.
+        func suspend() {
+            isStopped = true
+            suspendedSinceNs = suspendedSinceNs ?? world.nowNs
+        }
+        func goOn() {
+            isStopped = false
+            if let since = suspendedSinceNs { suspendedNs += world.nowNs - since }
+            suspendedSinceNs = nil
+        }
+
+        /// With `isWidened`, the steps of its tasks are held back as the world's `widening` says: so is whatever follows an
+        /// `await`.
+        func makeLoop(_ name: String, isWidened: Bool = false) -> Loop {
             let loop = Loop(name: name, clock: { [unowned self] in nowNs })
             loops.append(loop)
+            if isWidened, world.widening != nil {
+                loop.takesAway = { [unowned world] comeBack in
+                    let ns = world.delay()
+                    if ns == 0 { return false }
+                    world.after(ns, comeBack)
+                    return true
+                }
+            }
             return loop
         }
     }
@@ -139,6 +186,12 @@ final class World: @unchecked Sendable {  // one thread runs it
         note("VIOLATION: \(text)")
     }
 
+    /// How much longer than usual something takes: mostly 0, else of any order of magnitude.
+    func delay() -> UInt64 {
+        guard let widening, chance.one(in: widening.oneIn) else { return 0 }
+        return chance.ns(1...widening.mostNs) >> UInt64(chance.below(16))
+    }
+
     // MARK: Order
 
     /// Runs `work` after `ns` nanoseconds of world time.
@@ -156,7 +209,7 @@ final class World: @unchecked Sendable {  // one thread runs it
     /// One step of one loop, one event, or the passing of time. false: nothing will ever happen again.
     func step() -> Bool {
         var ready: [(clock: Clock, loop: Loop)] = []
-        for clock in clocks {
+        for clock in clocks where !clock.isStopped {
             for loop in clock.loops where loop.isReady { ready.append((clock, loop)) }
         }
         let isDue = events.first.map { $0.atNs <= nowNs } ?? false
@@ -175,7 +228,7 @@ final class World: @unchecked Sendable {  // one thread runs it
     private func passTime() -> Bool {
         if network.exchange() { return true }
         var next = events.first?.atNs ?? .max
-        for clock in clocks {
+        for clock in clocks where !clock.isStopped {
             for loop in clock.loops {
                 if let deadline = loop.nextDeadlineNs { next = min(next, clock.worldNs(deadline)) }
             }

@@ -1,0 +1,314 @@
+// What goes wrong in a world, and how much of it. Some of it in several steps, where one alone would seldom meet the other.
+
+import ObjectStore
+import Runtime
+
+@testable import Margarine
+
+/// Kinds of trouble; `simulate --without` leaves some out.
+enum Trouble: String, CaseIterable {
+    case cut, cutAll, kill, powerLoss, scratchLoss, move, growth, outage, badWay, obstacle, clock, fullOnce, full,
+        bitRot
+    case failingScratch, descriptors, stop, suspension, readers
+    // Not of their own, but of what goes on all the time, or is looked at.
+    case widening, options, staleSuperBlock, leaving, guests, comebacks, refusals, flood
+
+    /// How often, beside the others.
+    var weight: Int {
+        switch self {
+        case .cut: 20
+        case .cutAll: 14
+        case .kill: 12
+        case .powerLoss: 10
+        case .scratchLoss: 4
+        case .move: 6
+        case .growth: 2
+        case .outage: 5
+        case .badWay: 8
+        case .obstacle: 12
+        case .clock: 4
+        case .fullOnce: 3
+        case .full: 4
+        case .bitRot: 3
+        case .failingScratch: 2
+        case .descriptors: 2
+        case .stop: 5
+        case .suspension: 1
+        case .readers: 4
+        default: 0
+        }
+    }
+    static let total = allCases.reduce(0) { $0 + $1.weight }
+
+    static func random(_ chance: inout Chance) -> Trouble {
+        var left = chance.below(total)
+        for kind in allCases {
+            if left < kind.weight { return kind }
+            left -= kind.weight
+        }
+        preconditionFailure("weights that do not add up")
+    }
+}
+
+extension Run {
+    func count(_ what: String) {
+        faults[what, default: 0] += 1
+        world.note("fault: \(what)")
+    }
+
+    func trouble() {
+        guard !isCalm, world.violation == nil else { return }
+        let kind = Trouble.random(&world.chance)
+        if !without.contains(kind) {
+            meet(kind, world.chance.below(2), clients.randomElement(using: &world.chance)!)
+        }
+        world.after(world.chance.ns(1_000_000...longestPeaceNs)) { [self] in trouble() }
+    }
+
+    private func meet(_ kind: Trouble, _ machine: Int, _ client: SimClient) {
+        let server = servers[machine]
+        switch kind {
+        case .cut:
+            count("cut of a connection")
+            client.cutOne()
+        case .cutAll:
+            count("cut of all connections")
+            client.cutAll()
+        case .kill: restart(machine, .window, "kill")
+        case .powerLoss: losePower(machine)
+        case .scratchLoss: restart(machine, .scratch, "loss of the scratch disk")
+        case .move: move(world.chance.below(clients.count))
+        case .growth: grow(client)
+        case .outage:
+            guard let bucket = server?.buckets.randomElement(using: &world.chance), !bucket.faults.isDown
+            else { return }
+            count("outage of the store")
+            bucket.faults.isDown = true
+            world.after(world.chance.ns(10_000_000...20_000_000_000)) { bucket.faults.isDown = false }
+        case .badWay:
+            guard let bucket = server?.buckets.randomElement(using: &world.chance) else { return }
+            count("a bad way to the store")
+            bucket.faults = randomFaults()
+        case .obstacle:
+            count("single calls that hang, are refused, or are slow")
+            obstacles[machine].add(.random(world, disk: client.disk))
+            // Who meets it is mostly on the way.
+            if world.chance.one(in: 3) { client.cutAll() }
+        case .clock: setClock(server)
+        case .fullOnce:
+            guard let server else { return }
+            count("scratch disk that is full once")
+            server.scratch.failNext(.write, errno: 28)
+        case .full: fill(machine, client)
+        case .bitRot: rot(server)
+        case .failingScratch:
+            guard let server else { return }
+            count("failing scratch disk")
+            server.scratch.failNext(world.chance.one(in: 2) ? .sync : .write, errno: 5)
+            // Whoever runs it sees that, and starts it anew.
+            world.after(2_000_000_000) { [self] in restart(machine, .window, "kill") }
+        case .descriptors:
+            guard let server else { return }
+            count("no descriptors")
+            server.scratch.fail(.open, errno: 24)
+            world.after(world.chance.ns(10_000_000...10_000_000_000)) { server.scratch.fail(.open, errno: nil) }
+        case .stop: halt(machine, client)
+        case .suspension:
+            guard let server, !server.clock.isStopped else { return }
+            count("suspension of a machine")
+            server.clock.suspend()
+            world.after(world.chance.ns(10_000_000...60_000_000_000)) { server.clock.goOn() }
+        case .readers: crowd(client)
+        default: break
+        }
+    }
+
+    /// Heads of a disk can't be written at its server for a while, when somebody else is about to attach.
+    func hinder(_ number: Int) {
+        if without.contains(.obstacle) { return }
+        let effects: [Obstacle.Effect] = [.refuse, .unavailable, .timeOut, .hang(inFront: world.chance.one(in: 2))]
+        count("somebody attaches, and the head can't be written")
+        obstacles[home[number]].add(
+            Obstacle(
+                kind: .head, disk: clients[number].disk, writes: true,
+                effect: effects.randomElement(using: &world.chance)!,
+                untilNs: world.nowNs + world.chance.ns(50_000_000...25_000_000_000)))
+    }
+
+    /// Heads of a disk take long at its server, when a client has left it and comes back.
+    func slowDown(_ number: Int) {
+        if without.contains(.obstacle) { return }
+        count("a disk whose head takes long, given back")
+        obstacles[home[number]].add(
+            Obstacle(
+                kind: .head, disk: clients[number].disk, writes: nil,
+                effect: .slow(world.chance.ns(20_000_000...2_000_000_000)),
+                untilNs: world.nowNs + 4_000_000_000))
+    }
+
+    func randomFaults() -> StoreFaults {
+        var faults = StoreFaults()
+        func rate() -> Int { [0, 0, 8, 30].randomElement(using: &world.chance)! }
+        faults.failBefore = rate()
+        faults.loseAnswer = rate()
+        faults.corrupt = rate()
+        faults.truncate = rate()
+        faults.slow = rate()
+        return faults
+    }
+
+    // MARK: Machines
+
+    private func restart(_ machine: Int, _ loss: Loss, _ what: String, longestNs: UInt64 = 3_000_000_000) {
+        guard servers[machine] != nil else { return }
+        count(what)
+        stop(machine, loss)
+        world.after(world.chance.ns(1_000_000...longestNs)) { [self] in start(machine) }
+    }
+
+    /// Often twice: the second one comes while the first has not been got over. And often when much is in the journals.
+    private func losePower(_ machine: Int) {
+        guard world.chance.one(in: 2) else { return restart(machine, .power, "loss of power") }
+        let fillsUp = world.chance.one(in: 2) && !without.contains(.obstacle)
+        let firstNs = fillsUp ? world.chance.ns(100_000_000...3_000_000_000) : 0
+        if fillsUp {
+            count("blocks that can't be stored, and then a loss of power")
+            obstacles[machine].add(
+                Obstacle(
+                    kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
+                    untilNs: world.nowNs + firstNs))
+        }
+        let secondNs = firstNs + world.chance.ns(50_000_000...5_000_000_000)
+        for ns in [firstNs, secondNs] {
+            world.after(ns) { [self] in
+                if !isCalm { restart(machine, .power, "loss of power", longestNs: 200_000_000) }
+            }
+        }
+    }
+
+    /// A client goes to the other server. What the first one has not committed is lost to it.
+    private func move(_ number: Int) {
+        count("move to another server")
+        // The one that is left may sleep through it.
+        if world.chance.one(in: 2), !without.contains(.stop) {
+            _ = leaveWitness(of: clients[number])
+            halt(home[number], clients[number])
+        }
+        clients[number].cutAll()
+        clients[number].happened(.scratch)
+        home[number] = 1 - home[number]
+    }
+
+    /// SIGSTOP, and a while later SIGCONT.
+    private func halt(_ machine: Int, _ client: SimClient) {
+        guard let server = servers[machine], !server.clock.isStopped else { return }
+        count("stop of a server")
+        server.clock.isStopped = true
+        server.stoppedAtNs = world.nowNs
+        let longest: UInt64 = world.chance.one(in: 2) ? 1_000_000_000 : 45_000_000_000
+        world.after(world.chance.ns(1_000_000...longest)) { [self] in
+            server.clock.goOn()
+            server.stoppedAtNs = nil
+            world.note("\(server.id) goes on")
+            if world.chance.one(in: 4) { client.cutAll() }
+        }
+    }
+
+    /// By hours, or back by minutes.
+    private func setClock(_ server: SimServer?) {
+        guard let server else { return }
+        count("jump of a wall clock")
+        server.environment.wallOffsetMs +=
+            world.chance.one(in: 2)
+            ? Int64(world.chance.below(7_200_000)) - 3_600_000 : -Int64(world.chance.below(600_000))
+    }
+
+    /// A scratch disk stays full for a while. Clients are cut meanwhile, and go back, and the server may not live to see the
+    /// end of it.
+    private func fill(_ machine: Int, _ client: SimClient) {
+        guard let server = servers[machine] else { return }
+        count("full scratch disk")
+        server.scratch.fail(.write, errno: 28)
+        if !world.chance.one(in: 4) {
+            world.after(world.chance.ns(0...200_000_000)) { client.cutAll() }
+        }
+        let isKilled = world.chance.one(in: 2)
+        world.after(world.chance.ns(10_000_000...15_000_000_000)) { [self] in
+            if isKilled, servers[machine] === server, !isCalm { restart(machine, .window, "kill") }
+            server.scratch.fail(.write, errno: nil)
+        }
+    }
+
+    private func rot(_ server: SimServer?) {
+        guard let server, let file = (try? server.scratch.list("blocks"))?.randomElement(using: &world.chance),
+            let size = server.scratch.contents("blocks/\(file)")?.count, size > 0
+        else { return }
+        count("bit rot in a block file")
+        server.scratch.flipBit("blocks/\(file)", at: UInt64(world.chance.below(size)))
+    }
+
+    // MARK: People
+
+    /// Several come and go at one generation.
+    private func crowd(_ client: SimClient) {
+        guard let head = heads[client.disk], let record = head.record, let root = record.root,
+            let seen = contents[root.id], let server = anyServer(using: &world.chance)
+        else { return }
+        count("readers that come and go")
+        for _ in 0..<(2 + world.chance.below(3)) {
+            store.net.run { [self] in
+                for _ in 0..<12 where server.isAlive && !isCalm && world.violation == nil {
+                    let reader = SimReader(world, server, record, seen: seen)
+                    await reader.run(client.disk, named, for: world.chance.ns(0...3_000_000), pauseNs: 1_000_000) {
+                        isCalm
+                    }
+                    await world.sleep(world.chance.ns(0...4_000_000))
+                }
+            }
+        }
+    }
+
+    /// An owner changes his mind.
+    func changeOptions() {
+        world.after(world.chance.ns(50_000_000...max(longestPeaceNs * 4, 4_000_000_000))) { [self] in
+            guard !isCalm, world.violation == nil else { return }
+            let client = clients.randomElement(using: &world.chance)!
+            var change = Catalog.OptionsChange()
+            switch world.chance.below(3) {
+            case 0: change.safePoints = SafePointRule.allCases.randomElement(using: &world.chance)!
+            case 1: change.durability = Durability.allCases.randomElement(using: &world.chance)!
+            default: change.resumeWindowMs = [0, 300, 60_000].randomElement(using: &world.chance)!
+            }
+            count("change of options")
+            store.net.run { [self, change] in
+                do throws(CatalogError) { _ = try await catalog().set(client.disk, change) } catch {
+                    world.note("\(client.disk) can't be changed: \(error.kind)")
+                }
+            }
+            changeOptions()
+        }
+    }
+
+    // MARK: Bounds
+
+    func checkBounds() {
+        for case let server? in servers {
+            for context in server.contexts where context.arena.inUse > context.arena.capacity {
+                world.violate("\(server.id) holds \(context.arena.inUse) dirty pages")
+            }
+            if server.freeRequestBytes < -(4 << 20) {
+                world.violate("\(server.id) has overdrawn its requests' memory by \(-server.freeRequestBytes) bytes")
+            }
+            let journals = server.contexts[0].journals
+            // Each loop may take the last room at once with the others.
+            if journals.usedBytes > journals.limitBytes + UInt64(shape.loops) * (2 << 20) {
+                world.violate("\(server.id) holds \(journals.usedBytes) bytes of journals")
+            }
+            // Journals, block files, a block that comes while another one goes, and room for the journals' next segments.
+            let used = Self.scratchBytes - ((try? server.scratch.freeBytes()) ?? 0)
+            if used > journals.limitBytes + shape.blockFileBytes + (48 << 20) {
+                world.violate("\(server.id) holds \(used) bytes on scratch")
+            }
+        }
+    }
+}
