@@ -6,7 +6,7 @@
 #   --corpus      the seeds of Tests/Simulation/corpus.txt, which once failed, and nothing else
 #   --faults      breaks one rule after the other and sees that each is found: within 600 s, from SAMPLES=3 first seeds
 #   --elsewhere   some seeds (--runs, default 6) here and in a virtual machine with another processor: the hashes must be the same
-#   --trace --verbose --twice --operations N --fault RULE   as `simulate --help` says; one process then
+#   --trace --verbose --twice --go-on --without KINDS --operations N --fault RULE   as `simulate --help` says; one process then
 #
 # Exit status 1 at the first violation (or a rule whose breaking goes unseen); the command that repeats it is printed.
 set -u

@@ -27,7 +27,7 @@ final class Life: @unchecked Sendable {  // as its world
     private var deleted: UInt64 = 0
     private let graceMs: Int64 = 120_000
     /// How long clients take, about.
-    private static let durationNs: UInt64 = 900_000_000_000
+    static let durationNs: UInt64 = 900_000_000_000
 
     /// The rules that only such a world can see broken.
     static let faults: [Fault] = [
@@ -53,11 +53,6 @@ final class Life: @unchecked Sendable {  // as its world
             let bytes = ControlObject.seal(registry, kind: LocationRegistry.kind, format: LocationRegistry.format)
             run.store.net.run { _ = try? await memory.put(LocationRegistry.key, bytes, if: .absent) }
         }
-    }
-
-    /// Makes a client take its time.
-    func slow(_ client: SimClient, _ operations: Int) {
-        client.thinkNs = 2 * Self.durationNs * UInt64(client.shape.workers) / UInt64(max(operations, 1))
     }
 
     func begin(isHostile: Bool) {
@@ -280,7 +275,6 @@ final class Life: @unchecked Sendable {  // as its world
 
     func calmDown() {
         isCalm = true
-        for client in run.clients { client.thinkNs = 0 }
         for collector in collectors { for bucket in collector?.buckets ?? [] { bucket.faults = StoreFaults() } }
         world.after(70_000_000_000) { [self] in
             for number in 0...1 { start(number) }

@@ -195,14 +195,18 @@ final class Model {
     private func instants(_ value: UInt32, _ granule: UInt32, upTo last: UInt64) -> Instants {
         let entries = history[granule] ?? []
         var ranges: [ClosedRange<UInt64>] = []
-        for entry in [Model.initial] + entries where shows(entry, value) && entry.start <= last {
+        func add(_ entry: Entry) {
+            guard shows(entry, value), entry.start <= last else { return }
             var until = last
             let ended = end(entry)
-            for other in entries where isCertain(other) && other.start > ended && end(other) <= until {
-                until = end(other) - 1
+            for other in entries where other.start > ended && isCertain(other) {
+                let end = end(other)
+                if end <= until { until = end - 1 }
             }
             if entry.start <= until { ranges.append(entry.start...until) }
         }
+        add(Model.initial)
+        for entry in entries { add(entry) }
         return Instants(union: ranges)
     }
 

@@ -7,10 +7,11 @@ import Runtime
 
 /// Kinds of trouble; `simulate --without` leaves some out.
 enum Trouble: String, CaseIterable {
-    case cut, cutAll, kill, powerLoss, scratchLoss, move, growth, outage, badWay, obstacle, clock, fullOnce, full, bitRot
+    case cut, cutAll, kill, powerLoss, scratchLoss, move, growth, outage, badWay, obstacle, clock, fullOnce, full,
+        bitRot
     case failingScratch, descriptors, stop, suspension, readers
-    // Not of their own, but of all that goes on.
-    case widening, options, staleSuperBlock
+    // Not of their own, but of what goes on all the time, or is looked at.
+    case widening, options, staleSuperBlock, leaving, guests, comebacks, refusals, flood
 
     /// How often, beside the others.
     var weight: Int {
@@ -34,7 +35,7 @@ enum Trouble: String, CaseIterable {
         case .stop: 5
         case .suspension: 1
         case .readers: 4
-        case .widening, .options, .staleSuperBlock: 0
+        default: 0
         }
     }
     static let total = allCases.reduce(0) { $0 + $1.weight }
@@ -61,7 +62,7 @@ extension Run {
         if !without.contains(kind) {
             meet(kind, world.chance.below(2), clients.randomElement(using: &world.chance)!)
         }
-        world.after(world.chance.ns(1_000_000...(life == nil ? 400_000_000 : 16_000_000_000))) { [self] in trouble() }
+        world.after(world.chance.ns(1_000_000...longestPeaceNs)) { [self] in trouble() }
     }
 
     private func meet(_ kind: Trouble, _ machine: Int, _ client: SimClient) {
@@ -118,8 +119,31 @@ extension Run {
             server.clock.suspend()
             world.after(world.chance.ns(10_000_000...60_000_000_000)) { server.clock.goOn() }
         case .readers: crowd(client)
-        case .widening, .options, .staleSuperBlock: break
+        default: break
         }
+    }
+
+    /// Heads of a disk can't be written at its server for a while, when somebody else is about to attach.
+    func hinder(_ number: Int) {
+        if without.contains(.obstacle) { return }
+        let effects: [Obstacle.Effect] = [.refuse, .unavailable, .timeOut, .hang(inFront: world.chance.one(in: 2))]
+        count("somebody attaches, and the head can't be written")
+        obstacles[home[number]].add(
+            Obstacle(
+                kind: .head, disk: clients[number].disk, writes: true,
+                effect: effects.randomElement(using: &world.chance)!,
+                untilNs: world.nowNs + world.chance.ns(50_000_000...25_000_000_000)))
+    }
+
+    /// Heads of a disk take long at its server, when a client has left it and comes back.
+    func slowDown(_ number: Int) {
+        if without.contains(.obstacle) { return }
+        count("a disk whose head takes long, given back")
+        obstacles[home[number]].add(
+            Obstacle(
+                kind: .head, disk: clients[number].disk, writes: nil,
+                effect: .slow(world.chance.ns(20_000_000...2_000_000_000)),
+                untilNs: world.nowNs + 4_000_000_000))
     }
 
     func randomFaults() -> StoreFaults {
@@ -136,29 +160,43 @@ extension Run {
 
     // MARK: Machines
 
-    private func restart(_ machine: Int, _ loss: Loss, _ what: String) {
+    private func restart(_ machine: Int, _ loss: Loss, _ what: String, longestNs: UInt64 = 3_000_000_000) {
         guard servers[machine] != nil else { return }
         count(what)
         stop(machine, loss)
-        world.after(world.chance.ns(1_000_000...3_000_000_000)) { [self] in start(machine) }
+        world.after(world.chance.ns(1_000_000...longestNs)) { [self] in start(machine) }
     }
 
-    /// Mostly not the last time: the second one comes while the first has not been got over.
+    /// Often twice: the second one comes while the first has not been got over. And often when much is in the journals.
     private func losePower(_ machine: Int) {
-        restart(machine, .power, "loss of power")
-        guard world.chance.one(in: 2) else { return }
-        world.after(world.chance.ns(10_000_000...8_000_000_000)) { [self] in
-            if !isCalm { restart(machine, .power, "loss of power") }
+        guard world.chance.one(in: 2) else { return restart(machine, .power, "loss of power") }
+        let fillsUp = world.chance.one(in: 2) && !without.contains(.obstacle)
+        let firstNs = fillsUp ? world.chance.ns(100_000_000...3_000_000_000) : 0
+        if fillsUp {
+            count("blocks that can't be stored, and then a loss of power")
+            obstacles[machine].add(
+                Obstacle(
+                    kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
+                    untilNs: world.nowNs + firstNs))
+        }
+        let secondNs = firstNs + world.chance.ns(50_000_000...5_000_000_000)
+        for ns in [firstNs, secondNs] {
+            world.after(ns) { [self] in
+                if !isCalm { restart(machine, .power, "loss of power", longestNs: 200_000_000) }
+            }
         }
     }
 
     /// A client goes to the other server. What the first one has not committed is lost to it.
     private func move(_ number: Int) {
         count("move to another server")
+        // The one that is left may sleep through it.
+        if world.chance.one(in: 2), !without.contains(.stop) {
+            _ = leaveWitness(of: clients[number])
+            halt(home[number], clients[number])
+        }
         clients[number].cutAll()
         clients[number].happened(.scratch)
-        // The one that is left may sleep through it.
-        if world.chance.one(in: 3), !without.contains(.stop) { halt(home[number], clients[number]) }
         home[number] = 1 - home[number]
     }
 
@@ -192,8 +230,8 @@ extension Run {
         guard let server = servers[machine] else { return }
         count("full scratch disk")
         server.scratch.fail(.write, errno: 28)
-        if world.chance.one(in: 2) {
-            world.after(world.chance.ns(1_000_000...500_000_000)) { client.cutAll() }
+        if !world.chance.one(in: 4) {
+            world.after(world.chance.ns(0...200_000_000)) { client.cutAll() }
         }
         let isKilled = world.chance.one(in: 2)
         world.after(world.chance.ns(10_000_000...15_000_000_000)) { [self] in
@@ -233,7 +271,7 @@ extension Run {
 
     /// An owner changes his mind.
     func changeOptions() {
-        world.after(world.chance.ns(50_000_000...(life == nil ? 4_000_000_000 : 60_000_000_000))) { [self] in
+        world.after(world.chance.ns(50_000_000...max(longestPeaceNs * 4, 4_000_000_000))) { [self] in
             guard !isCalm, world.violation == nil else { return }
             let client = clients.randomElement(using: &world.chance)!
             var change = Catalog.OptionsChange()
@@ -258,6 +296,9 @@ extension Run {
         for case let server? in servers {
             for context in server.contexts where context.arena.inUse > context.arena.capacity {
                 world.violate("\(server.id) holds \(context.arena.inUse) dirty pages")
+            }
+            if server.freeRequestBytes < -(4 << 20) {
+                world.violate("\(server.id) has overdrawn its requests' memory by \(-server.freeRequestBytes) bytes")
             }
             let journals = server.contexts[0].journals
             // Each loop may take the last room at once with the others.

@@ -55,6 +55,8 @@ final class Run: @unchecked Sendable {  // as its world
     /// Kinds of trouble that are left out.
     let without: Set<Trouble>
     private let changesOptions: Bool
+    /// The longest time from one trouble to the next.
+    private(set) var longestPeaceNs: UInt64 = 16_000_000_000
     private(set) var isCalm = false
     private let operations: Int
     private let isHostile: Bool
@@ -74,6 +76,11 @@ final class Run: @unchecked Sendable {  // as its world
         named = Named(observer)
         isHostile = !world.chance.one(in: 8)
         if isHostile, !without.contains(.widening) { world.widening = Widening.random(&world.chance) }
+        shape.latencyNs = [8_000_000, 8_000_000, 8_000_000, 60_000_000].randomElement(using: &world.chance)!
+        // With the least, a page stays until the next one comes.
+        shape.manifestBytes = [0, 32 << 10, 4 << 20].randomElement(using: &world.chance)!
+        // Where much goes wrong, nothing of it goes far.
+        longestPeaceNs = [300, 1_500, 6_000, 20_000].randomElement(using: &world.chance)! * 1_000_000
         shape.loops = [1, 1, 2, 3].randomElement(using: &world.chance)!
         shape.releaseAfterMs = [30, 300, 5_000, 5_000].randomElement(using: &world.chance)!
         shape.fault = fault
@@ -82,7 +89,8 @@ final class Run: @unchecked Sendable {  // as its world
         let isTight = world.chance.one(in: 4)
         if isTight {
             shape.journalPerDiskBytes = 4 << 20
-            shape.journalBytes = 6 << 20
+            // With the least of them, whoever writes asks the others for room.
+            shape.journalBytes = world.chance.one(in: 3) ? 6 << 20 : 2 << 20
             shape.dirtyBytes = 1 << 20
         } else if world.chance.one(in: 2) {
             shape.dirtyBytes = 1 << 20
@@ -108,11 +116,17 @@ final class Run: @unchecked Sendable {  // as its world
             world.note("\(sender) deletes \(key)")
             if let violation = named.deleted(location, key) { world.violate("\(sender): \(violation)") }
         }
-        // Collection takes time: such a world is slow, and its clients take their time.
-        if world.chance.one(in: 2) || Life.faults.contains(where: { $0 == fault }) {
+        // In some worlds clients take their time, and more happens to them than they do.
+        if world.chance.one(in: 3) {
+            let ns = world.chance.ns(10_000_000_000...60_000_000_000)
+            for client in clients { client.takeTime(ns) }
+        }
+        // Collection takes time: such a world is slow.
+        if world.chance.one(in: 8) || Life.faults.contains(where: { $0 == fault }) {
             shape.deadlineMs = 5_000
             life = Life(self, fault: fault)
-            for client in clients { life!.slow(client, self.operations) }
+            longestPeaceNs = 16_000_000_000
+            for client in clients { client.takeTime(Life.durationNs) }
         }
     }
 
@@ -134,7 +148,7 @@ final class Run: @unchecked Sendable {  // as its world
         client.workers = 1 + world.chance.below(6)
         client.connections = 1 + world.chance.below(3)
         client.anyInstant = isTight
-        client.isNamed = !world.chance.one(in: 4)
+        client.isNamed = !world.chance.one(in: 3)
         client.content =
             switch options.safePoints {
             case .flush: .plain
@@ -154,7 +168,9 @@ final class Run: @unchecked Sendable {  // as its world
         heads[name] = head
         let memory = store.memories.randomElement(using: &world.chance)!
         store.net.run { _ = try? await memory.put(Head.key(disk: name), head.encoded(), if: .absent) }
-        world.note("disk \(name): \(options.safePoints), \(options.durability), window \(options.resumeWindowMs) ms, \(client)")
+        world.note(
+            "disk \(name): \(options.safePoints), \(options.durability), window \(options.resumeWindowMs) ms, \(client)"
+        )
     }
 
     /// The next client, of a disk that is there or about to be.
@@ -167,6 +183,9 @@ final class Run: @unchecked Sendable {  // as its world
         client.options.changesRule = changesOptions
         client.options.leavesAutoOut = without.contains(.staleSuperBlock)
         client.releaseAfterMs = shape.releaseAfterMs
+        client.without = without
+        client.slowDown = { [unowned self] in slowDown(number) }
+        client.hinder = { [unowned self] in hinder(number) }
         client.count = { [unowned self] in count($0) }
         client.owner = { [unowned self] in heads[name]?.owner?.server }
         client.resize = { [unowned self] size, force in await resize(name, to: size, force: force) }
@@ -188,7 +207,8 @@ final class Run: @unchecked Sendable {  // as its world
         shape.isResized = false
         let client = SimClient(
             world, disk: name, sizeBytes: head.sizeBytes, shape: shape, options: head.options,
-            operationLimit: source.operationLimit / 2, model: model, server: { [unowned self] in servers[home[number]] })
+            operationLimit: source.operationLimit / 2, model: model, server: { [unowned self] in servers[home[number]] }
+        )
         client.superGeneration = source.superGeneration
         client.thinkNs = source.thinkNs
         add(client)
@@ -398,7 +418,7 @@ final class Run: @unchecked Sendable {  // as its world
     func report() -> RunReport {
         for machine in 0..<2 { start(machine) }
         for client in clients { client.start() }
-        if isHostile { world.after(50_000_000) { [self] in trouble() } }
+        if isHostile { world.after(world.chance.ns(1_000_000...longestPeaceNs)) { [self] in trouble() } }
         if changesOptions, !without.contains(.options) { changeOptions() }
         life?.begin(isHostile: isHostile)
         while world.violation == nil, !clients.allSatisfy({ $0.isDone }) {
@@ -407,7 +427,10 @@ final class Run: @unchecked Sendable {  // as its world
                 break
             }
             if world.steps % 256 == 0 { checkBounds() }
-            if !isCalm, world.nowNs > 3_000_000_000_000 || clients.allSatisfy({ $0.operations * 10 > operations * 9 }) {
+            if !isCalm,
+                world.nowNs > (life == nil ? 100 : 3_000) * 1_000_000_000
+                    || clients.allSatisfy({ $0.operations * 10 > operations * 9 })
+            {
                 calmDown()
             }
             if isCalm, world.nowNs > calmAtNs + 600_000_000_000 {
@@ -448,7 +471,7 @@ final class Run: @unchecked Sendable {  // as its world
             server?.scratch.fail(.open, errno: nil)
             server?.scratch.fail(.write, errno: nil)
         }
-        for client in clients { client.isHostile = false }
+        for client in clients { (client.isHostile, client.thinkNs) = (false, 0) }
         world.widening = nil
         life?.calmDown()
         world.network.isHostile = false
@@ -463,14 +486,28 @@ final class Run: @unchecked Sendable {  // as its world
             done.isSet = true
         }
         let deadline = world.nowNs + 300_000_000_000
-        while world.violation == nil, world.nowNs < deadline, world.step() {
-            if done.isSet, servers.allSatisfy({ $0?.connectionCount ?? 0 == 0 }),
-                clients.allSatisfy({ isCommitted($0) })
-            {
-                return life?.finish() ?? ()
-            }
+        var isOver = false
+        while world.violation == nil, world.nowNs < deadline, !isOver, world.step() {
+            isOver =
+                world.steps % 32 == 0 && done.isSet && servers.allSatisfy { $0?.connectionCount ?? 0 == 0 }
+                && clients.allSatisfy { isCommitted($0) }
         }
-        if world.violation == nil { world.violate("what clients left behind cleanly was not committed in 300 s") }
+        if world.violation == nil, !isOver {
+            return world.violate("what clients left behind cleanly was not committed in 300 s")
+        }
+        comeToRest()
+        life?.finish()
+    }
+
+    /// Nobody uses anything any more: then servers hold nothing.
+    private func comeToRest() {
+        let deadline = world.nowNs + 120_000_000_000
+        func isBusy() -> Bool { servers.contains { $0?.leftover != nil } }
+        while world.violation == nil, world.nowNs < deadline, world.steps % 32 != 0 || isBusy(), world.step() {}
+        for case let server? in servers {
+            guard world.violation == nil, let left = server.leftover else { continue }
+            world.violate("\(server.id) holds \(left), and nobody uses it")
+        }
     }
 
     private final class Flag: @unchecked Sendable {  // as its world

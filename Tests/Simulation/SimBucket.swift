@@ -64,6 +64,8 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     private(set) var troubledNs: UInt64 = 0
     private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
+    /// What a call that is not slow takes at most, each way.
+    var mostNs: UInt64 = 8_000_000
     private let obstacles: Obstacles?
     var name: String { memory.name }
 
@@ -80,7 +82,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
 
     private func roll(_ n: Int) -> Bool { n > 0 && world.chance.one(in: n) }
     private var latencyNs: UInt64 {
-        world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : 8_000_000))
+        world.chance.ns(200_000...(roll(faults.slow) ? faults.slowNs : mostNs))
     }
 
     /// Sends `call` on `key` to the store; its effect and its answer come later, whether or not the caller still lives.

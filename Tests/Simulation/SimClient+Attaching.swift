@@ -77,14 +77,18 @@ extension SimClient {
             if connections.count < shape.connections, connections.isEmpty || world.chance.one(in: 4) {
                 await attach()
             }
+            phase = "between"
             let hasLeftFileSystem = shape.content == .leftFileSystem && hasWrittenSuper && !isFileSystem
-            if isHostile, !live.isEmpty, world.chance.one(in: hasLeftFileSystem ? 8 : 120) { await leave() }
-            await world.sleep(world.chance.ns(100_000...(thinkNs > 0 ? 2_000_000_000 : 30_000_000)))
+            let oneIn = hasLeftFileSystem ? 8 : who.session != nil ? 120 : 24
+            if isHostile, !live.isEmpty, !without.contains(.leaving), world.chance.one(in: oneIn) { await leave() }
+            if isHostile, !live.isEmpty, world.chance.one(in: 150) { cutAll() }
+            await world.sleep(world.chance.ns(100_000...max(30_000_000, min(thinkNs / 4, 2_000_000_000))))
         }
     }
 
     /// What its owner, and others, do while the client is not attached.
     private func beAway() async {
+        phase = "away"
         if shape.isResized, world.chance.one(in: 8) {
             await quiesce()
             await resize(DiskShape.sizes.randomElement(using: &world.chance)!, world.chance.one(in: 2))
@@ -98,12 +102,13 @@ extension SimClient {
         if who.guest?.wasServed == true, world.chance.one(in: 2) || !isHostile { who.guest = nil }
         if who.guest == nil, let own = who.own, deaths.certain.contains(own) { who.beginAnew() }
         guard isHostile else { return }
-        if world.chance.one(in: 4) { await tryTheDead() }
-        if who.guest == nil, world.chance.one(in: 8) {
+        if !without.contains(.comebacks), world.chance.one(in: 4) { await tryTheDead() }
+        if who.guest == nil, !without.contains(.guests), world.chance.one(in: 6) {
             who.beginGuest(&world.chance)
+            if world.chance.one(in: 3) { hinder() }
             // Now and then the window ends before.
             await world.sleep(world.chance.ns(0...(world.chance.one(in: 3) ? 1_500_000_000 : 1_000_000)))
-        } else if !hasFlooded, !deaths.certain.isEmpty, world.chance.one(in: 24) {
+        } else if !hasFlooded, !without.contains(.flood), !deaths.certain.isEmpty, world.chance.one(in: 24) {
             hasFlooded = true
             await flood()
         }
@@ -112,6 +117,7 @@ extension SimClient {
     // MARK: Attaching
 
     func attach() async {
+        phase = "attaching"
         // All connections of a session go to one server.
         let isFirst = live.isEmpty
         guard let server = live.first?.server ?? server(), server.isAlive else { return }
@@ -153,7 +159,7 @@ extension SimClient {
         let isForEver = byServer && error.kind == .refused && error.description.contains("can't go on")
         if isForEver, let session {
             if session == deaths.attached {
-                if isUnharmed {
+                if isUnharmed, !without.contains(.refusals) {
                     return world.violate("session \(session) is refused, and nothing has happened to it: \(error)")
                 }
                 deaths.wasRefused = !deaths.othersMayHaveBeenServed
@@ -277,9 +283,12 @@ extension SimClient {
 
     /// Ends the session in order, mostly with a flush before, and comes back about when the disk is given back.
     private func leave() async {
+        phase = "leaving"
         await quiesce()
         defer { paused = 0 }
+        phase = "flushing before it leaves"
         if let connection = live.first, !world.chance.one(in: 4) { _ = await flush(connection) }
+        phase = "disconnecting"
         let safePoint = model.beginSafePoint(at: world.nextTick())
         let leaving = live
         var isClean = !leaving.isEmpty
@@ -298,10 +307,13 @@ extension SimClient {
         world.note("left\(isClean ? "" : ", perhaps")")
         if who.guest == nil, world.chance.one(in: 2) { who.beginAnew() }
         let releaseNs = UInt64(releaseAfterMs) * 1_000_000
-        switch world.chance.below(4) {
+        switch world.chance.below(5) {
         case 0: break
         case 1: await world.sleep(world.chance.ns(0...releaseNs * 2))
-        default: await world.sleep(world.chance.ns(releaseNs / 100 * 85...releaseNs / 100 * 115))
+        default:
+            // It is given back so long after it was committed.
+            await world.sleep(world.chance.ns(releaseNs / 100 * 85...releaseNs / 100 * 115 + 200_000_000))
+            if world.chance.one(in: 2) { slowDown() }
         }
     }
 

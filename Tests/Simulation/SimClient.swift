@@ -18,7 +18,11 @@ enum Loss: Int, Comparable {
 
 enum DiskShape {
     /// Sizes that end within a slice, a block and a page.
-    static let sizes: [UInt64] = [(33 << 20) + 4096, 36 << 20, 40 << 20, (44 << 20) + 512]
+    static let sizes: [UInt64] = [
+        (33 << 20) + 4096, 36 << 20, 40 << 20, (44 << 20) + 512,
+        // Mostly empty: of many blocks, and of several manifest pages.
+        (1 << 30) + 4096, (20 << 30) + 512,
+    ]
 }
 
 final class SimClient: @unchecked Sendable {  // as its world
@@ -86,6 +90,12 @@ final class SimClient: @unchecked Sendable {  // as its world
     var releaseAfterMs: Int64 = 5_000
     var deaths = Deaths()
     var hasFlooded = false
+    /// Kinds of trouble that it does not make.
+    var without: Set<Trouble> = []
+    /// Heads can't be written for a while.
+    var hinder: () -> Void = {}
+    /// They take long.
+    var slowDown: () -> Void = {}
     /// Notes a kind of trouble.
     var count: (String) -> Void = { _ in }
 
@@ -105,6 +115,9 @@ final class SimClient: @unchecked Sendable {  // as its world
         sizes = [sizeBytes]
         loop = world.makeClock("client-\(disk)").makeLoop("client-\(disk)")
     }
+
+    /// All that it does is to take about so long.
+    func takeTime(_ ns: UInt64) { thinkNs = 2 * ns * UInt64(shape.workers) / UInt64(max(operationLimit, 1)) }
 
     func start() {
         busyWorkers = shape.workers
@@ -176,6 +189,7 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// Reads whole granules. nil: the connection broke.
     func read(_ granules: [UInt32], _ connection: SimConnection) async -> [UInt32: UInt32]? {
+        let began = world.nowNs
         var seen: [UInt32: UInt32] = [:]
         var i = 0
         while i < granules.count {
@@ -186,7 +200,15 @@ final class SimClient: @unchecked Sendable {  // as its world
                 .read, offset: UInt64(range.lowerBound) * 256, lengthBytes: range.count * Pattern.granuleBytes)
             switch await connection.run(request) {
             case .cut: return nil
-            case .failed: continue  // the store is away: asked again
+            case .failed(let error):
+                // The store is away: asked again.
+                if error == 108, world.nowNs > began + 60_000_000_000 {
+                    world.violate(
+                        "\(connection.server.id) answers nothing on \(disk) but ESHUTDOWN, and does not hang up")
+                }
+                if world.violation != nil { return nil }
+                await world.sleep(1_000_000)
+                continue
             case .done: break
             }
             for granule in range {
@@ -207,7 +229,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func work() async {
         while world.violation == nil, operations < operationLimit {
             guard paused == 0, let connection = live.randomElement(using: &world.chance) else {
-                await world.sleep(world.chance.ns(50_000...(thinkNs > 0 ? 500_000_000 : 2_000_000)))
+                await world.sleep(world.chance.ns(50_000...max(2_000_000, min(thinkNs / 8, 500_000_000))))
                 continue
             }
             operations += 1
@@ -242,6 +264,15 @@ final class SimClient: @unchecked Sendable {  // as its world
         let size = UInt32(model.sizeBytes / 256)
         // A file system leaves its super block to its commits.
         let first = shape.content == .plain ? 0 : SuperBlockPattern.granules.upperBound
+        // Here and there a slice of which nothing is stored, or all of one.
+        if pagesOnly, world.chance.one(in: 12) {
+            let slice = UInt32(1 + world.chance.below(8))
+            return slice * 2048..<(slice + 1) * 2048
+        }
+        if !pagesOnly, world.chance.one(in: 10) {
+            let start = UInt32(world.chance.below(Int(size / 2048))) * 2048 + 512
+            return start..<start + UInt32(16 * (1 + world.chance.below(3)))
+        }
         let zones: [UInt32] = [first, 2048 - 64, 65_536 - 96, 65_536 * 2 - 32, size - 256, 5000]
         var count: Int
         switch world.chance.below(20) {
@@ -380,7 +411,10 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func status(_ connection: SimConnection) async {
         guard connection.hasContext else { return await read(connection) }
         var granules = pick(pagesOnly: false)
-        if world.chance.one(in: 4) { granules = 0..<UInt32(model.sizeBytes / 256) }
+        if world.chance.one(in: 2) {
+            let start = world.chance.one(in: 2) ? 0 : granules.lowerBound
+            granules = start..<min(start + 1 << 23, UInt32(model.sizeBytes / 256))
+        }
         let request = SimRequest(
             .blockStatus, offset: UInt64(granules.lowerBound) * 256,
             lengthBytes: granules.count * Pattern.granuleBytes, onlyOneExtent: world.chance.one(in: 4))
@@ -432,13 +466,15 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     /// Ends every connection as a client does that is done; attaches for it where a server took them away meanwhile.
     func disconnect() async {
+        // Whose flush fails has a server that lost its scratch disk, and waits until somebody starts it anew.
+        let deadline = world.nowNs + 120_000_000_000
         while world.violation == nil {
-            // Whose flush fails has a server that lost its scratch disk, and waits until somebody starts it anew.
             if let connection = live.first, await flush(connection) { break }
+            if world.nowNs > deadline { world.violate("\(disk) takes no flush any more, and nothing is wrong") }
             cutAll()
             connections = []
             await attach()
-            await world.sleep(50_000_000)
+            await world.sleep(1_000_000_000)
         }
         let safePoint = model.beginSafePoint(at: world.nextTick())
         for connection in live { await connection.disconnect(mustHangUp: true) }
@@ -446,7 +482,11 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     /// What it waits for, for people.
-    var state: String { "\(disk): \(operations) operations, \(live.count) connections: \(live.map(\.waiting))" }
+    var state: String {
+        "\(disk): \(operations) operations, \(underWay) under way, \(phase), \(live.count) connections: \(live.map(\.waiting))"
+    }
+    /// What the client is about, beside its workers, for people.
+    var phase = ""
 
     func cutAll() { for connection in connections { connection.cut() } }
     func cutOne() { live.randomElement(using: &world.chance)?.cut() }

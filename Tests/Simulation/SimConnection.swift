@@ -64,7 +64,8 @@ final class SimConnection: @unchecked Sendable {  // as its world
         self.server = server
         client = NBDClient(&world.chance)
         wire = SimWire(
-            world, server, host: host, received: { [weak self] in self?.receive($0) }, ended: { [weak self] in self?.hungUp() })
+            world, server, host: host, received: { [weak self] in self?.receive($0) },
+            ended: { [weak self] in self?.hungUp() })
         server.connections.removeAll { $0.isOver }
         server.connections.append(self)
     }

@@ -24,6 +24,12 @@ struct ServerShape {
     /// How long a call on the store is repeated.
     var deadlineMs: UInt64 = 20_000
     var fault: Fault?
+    /// It answers only while it can prove that a disk is its own. Checked.
+    var provesOwnership = true
+    /// What a call on the store mostly takes at most, each way.
+    var latencyNs: UInt64 = 8_000_000
+    /// For manifest pages, of each loop.
+    var manifestBytes = 4 << 20
     /// Disk loops.
     var loops = 1
     /// A disk that nobody uses is given back after so long.
@@ -63,7 +69,10 @@ final class SimServer: @unchecked Sendable {  // as its world
         clock = world.makeClock(id, rate: 900 + UInt64(world.chance.below(201)))
         environment = SimEnvironment(world, clock)
         environment.wallOffsetMs += Int64(world.chance.below(10_000_000)) - 5_000_000
-        buckets = (0..<store.memories.count).map { SimBucket(world, store, sender: id, location: $0, obstacles: obstacles) }
+        buckets = (0..<store.memories.count).map {
+            SimBucket(world, store, sender: id, location: $0, obstacles: obstacles)
+        }
+        for bucket in buckets { bucket.mostNs = shape.latencyNs }
         let loops = (0..<shape.loops).map { [clock] in clock.makeLoop("\(id)-disks-\($0)", isWidened: true) }
         let door = clock.makeLoop("\(id)-door", isWidened: true)
         self.door = door
@@ -89,7 +98,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         contexts = loops.map { [environment] loop in
             DiskContext(
                 loop: loop, environment: environment, scratch: scratch, locations: locations, loader: loader,
-                manifests: ManifestCache(locations, budgetBytes: 4 << 20),
+                manifests: ManifestCache(locations, budgetBytes: shape.manifestBytes),
                 arena: FrameArena(budgetBytes: shape.dirtyBytes), journals: journals, log: log, settings: options,
                 grace: grace)
         }
@@ -105,6 +114,7 @@ final class SimServer: @unchecked Sendable {  // as its world
             leases: leases)
         served = ServerContext(
             provider: manager, loop: door, limits: network.limits, log: log, budgetBytes: network.budgetBytes)
+        loops[0].run { [self] in await lookAtMemory(shape) }
         loops[0].run { [self] in
             await files.start()
             beat(leases, shape)
@@ -118,6 +128,43 @@ final class SimServer: @unchecked Sendable {  // as its world
                 await manager.checkOwnership()
             }
         }
+    }
+
+    // MARK: Memory
+
+    /// Looks at what the disks hold, as long as the server lives.
+    private func lookAtMemory(_ shape: ServerShape) async {
+        requests = served.share(of: contexts[0].loop).budget
+        while isAlive {
+            await environment.sleep(ns: 1_000_000_000)
+            // A dirty page is in a frame, or in the journal, or in both.
+            let most = Int(shape.journalPerDiskBytes) + shape.dirtyBytes + (2 << 20)
+            let held = await manager.forEachDisk { disk in
+                (disk.name, disk.pages.count * Geometry.pageBytes, disk.pendingRequests.count, disk.clients.count)
+            }
+            for (name, bytes, requests, clients) in held {
+                if bytes > most { world.violate("\(id) holds \(bytes) bytes of dirty pages of \(name)") }
+                // Of those that left, what is under way may still be.
+                if requests > network.limits.requestsPerConnection * (clients + 64) {
+                    world.violate("\(id) holds \(requests) requests of \(name)")
+                }
+            }
+        }
+    }
+
+    /// Of the common budget for requests and replies; below 0: overdrawn.
+    var freeRequestBytes: Int { requests?.availableBytes ?? network.budgetBytes }
+    private var requests: RequestBudget?
+
+    /// What it holds though nobody uses it any more. nil: nothing.
+    var leftover: String? {
+        if manager.hasDisks { return "disks" }
+        if let context = contexts.first(where: { $0.arena.inUse > 0 }) { return "\(context.arena.inUse) frames" }
+        let journalBytes = contexts[0].journals.usedBytes
+        if journalBytes > 0 { return "\(journalBytes) bytes of journals" }
+        // Loops keep a little in reserve.
+        let missing = network.budgetBytes - freeRequestBytes
+        return missing > (contexts.count + 1) * (4 << 20) ? "\(missing) bytes of requests" : nil
     }
 
     /// Renews its record at each location, each by itself.

@@ -18,7 +18,10 @@ import Glibc
     @Option(help: "For how many seconds, where no number of runs is given.") var seconds = 60.0
     @Option(help: "Operations of each client in a run.") var operations = 700
     @Option(help: "Break this rule: \(Fault.allCases.map(\.rawValue).joined(separator: ", ")).") var fault: String?
-    @Option(help: "Leave out these kinds of trouble, with commas between: \(Trouble.allCases.map(\.rawValue).joined(separator: ", ")).")
+    @Option(
+        help:
+            "Leave out these kinds of trouble, with commas between: \(Trouble.allCases.map(\.rawValue).joined(separator: ", "))."
+    )
     var without = ""
     @Flag(help: "Go on after a violation, and count each kind of it in the end.") var goOn = false
     @Flag(help: "Print the rules that --fault breaks.") var listFaults = false
@@ -168,7 +171,8 @@ import Glibc
     }
 
     private func simulate(_ seed: UInt64) -> RunReport {
-        Run(seed: seed, operations: operations, fault: fault.flatMap { Fault(rawValue: $0) }, trace: trace,
+        Run(
+            seed: seed, operations: operations, fault: fault.flatMap { Fault(rawValue: $0) }, trace: trace,
             without: excluded
         ).report()
     }
