@@ -11,7 +11,7 @@ enum Trouble: String, CaseIterable {
         bitRot
     case failingScratch, descriptors, stop, suspension, readers
     // Not of their own, but of what goes on all the time, or is looked at.
-    case widening, options, staleSuperBlock, leaving, guests, comebacks, refusals, flood
+    case widening, options, staleSuperBlock, leaving, guests, comebacks, refusals, flood, leftovers
 
     /// How often, beside the others.
     var weight: Int {

@@ -142,6 +142,7 @@ final class SimServer: @unchecked Sendable {  // as its world
             let held = await manager.forEachDisk { disk in
                 (disk.name, disk.pages.count * Geometry.pageBytes, disk.pendingRequests.count, disk.clients.count)
             }
+            disks = held.map { "\($0.0): \($0.1) bytes dirty, \($0.2) requests, \($0.3) connections" }
             for (name, bytes, requests, clients) in held {
                 if bytes > most { world.violate("\(id) holds \(bytes) bytes of dirty pages of \(name)") }
                 // Of those that left, what is under way may still be.
@@ -197,10 +198,12 @@ final class SimServer: @unchecked Sendable {  // as its world
         return isAlive && world.nowNs > startedNs + patienceNs && !bucket.faults.isDown
             && world.nowNs > bucket.troubledNs + patienceNs
     }
+    /// What its disks held when it was last looked, for people.
+    private var disks: [String] = []
 
     /// How full it is, for people.
     var state: String {
-        "\(id): \(contexts.map { "\($0.arena.inUse) of \($0.arena.capacity)" }) frames, \(contexts[0].journals.usedBytes) bytes of journals"
+        "\(id): \(contexts.map { "\($0.arena.inUse) of \($0.arena.capacity)" }) frames, \(contexts[0].journals.usedBytes) bytes of journals; \(disks)"
     }
 
     /// A scratch disk whose completions take their time and come back to the loop that asked.
