@@ -68,7 +68,8 @@ extension HeadStore {
 
     /// Removes those of a disk that was deleted, and of no other one that has had its name.
     func forgetLostSessions(of name: String, _ diskID: ObjectID) async throws(CatalogError) {
-        try await bucket.forEachPage(prefix: "\(LostSession.folder(disk: name))\(diskID).") { (page) async throws(CatalogError) in
+        try await bucket.forEachPage(prefix: "\(LostSession.folder(disk: name))\(diskID).") {
+            (page) async throws(CatalogError) in
             let keys = page.items.map(\.key)
             if keys.isEmpty { return }
             try await CatalogError.wrap { () async throws(StoreError) in try await bucket.delete(keys) }

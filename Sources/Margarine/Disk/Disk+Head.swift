@@ -82,7 +82,8 @@ extension Disk {
                     "disk '\(name)': an earlier commit took effect after all, or its data was moved meanwhile")
             }
         case .release:
-            let isAsked = tenure == .releasing || tenure == .draining || context.settings.fault == .releaseIgnoresAdmission
+            let isAsked =
+                tenure == .releasing || tenure == .draining || context.settings.fault == .releaseIgnoresAdmission
             guard isAsked, isClean, session == nil || context.settings.fault == .releaseIgnoresAdmission else {
                 throw CatalogError(.conflict, "disk '\(name)' is in use again")
             }

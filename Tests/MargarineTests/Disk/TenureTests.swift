@@ -21,7 +21,9 @@ import Testing
                 #expect(!step.answer.isSome(.wait) || state.isUndecided, "\(cell)")
                 #expect(!step.answer.isSome(.admit) || step.next.isServing, "\(cell)")
                 // The end is the end.
-                if state == .lost || state == .released { #expect(step.next == state && step.effects.isEmpty, "\(cell)") }
+                if state == .lost || state == .released {
+                    #expect(step.next == state && step.effects.isEmpty, "\(cell)")
+                }
                 if step.next == .lost || step.next == .released, step.next != state {
                     #expect(step.effects == [.leave], "\(cell)")
                 }
