@@ -56,7 +56,7 @@ import Testing
             #expect(
                 await kind {
                     _ = try await openBucket(url: "file://\(path)/none", environment: TestEnvironment(), check: false)
-                } == .refused)
+                } == .denied)
         }
     }
 }

@@ -9,9 +9,6 @@ internal import BlockCache
 internal import Runtime
 
 extension Disk {
-    /// Longest that a flush's safe point waits for the super block that takes its place.
-    private static let superBlockWithinNs: UInt64 = 500_000_000
-
     /// What a wait for mirrors holds up.
     struct HeldCommit {
         var isWanted = false
@@ -109,7 +106,7 @@ extension Disk {
     func commitUnlessSuperBlockFollows() {
         guard superBlocks.isFollowed else { return scheduleCommit() }
         if superBlockTimer != nil { return }
-        superBlockTimer = context.after(ns: Disk.superBlockWithinNs) { [weak self] in
+        superBlockTimer = context.after(ns: UInt64(context.settings.superBlockWithinMs) * 1_000_000) { [weak self] in
             self?.superBlockTimer = nil
             self?.scheduleCommit()
         }

@@ -12,6 +12,8 @@ package struct DiskSettings: Sendable {
     package var commitIntervalMs: Int64 = 5_000
     /// Longest that a commit waits for the mirrors of a btrfs super block.
     package var mirrorsWithinMs: Int64 = 100
+    /// Longest that a flush's safe point waits for the btrfs super block that takes its place.
+    package var superBlockWithinMs: Int64 = 500
     /// This much waiting data is committed without waiting for the interval. Bytes.
     package var commitBytes: Int = 256 << 20
     /// Most bytes in the journal of one disk. Writers wait where it is reached.

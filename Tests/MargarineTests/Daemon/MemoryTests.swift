@@ -55,10 +55,14 @@ private let meminfo = "MemTotal:       16384000 kB\nMemFree: 1 kB"
             "/proc/self/cgroup": "5:pids:/docker/abc\n4:memory:/docker/abc\n0::/",
             "/sys/fs/cgroup/memory/memory.limit_in_bytes": "268435456",
         ]
-        #expect(MemoryLimit.find(root: try Tree(files).root) == MemoryLimit(bytes: 256 << 20, source: "cgroup /"))
+        let limited = try Tree(files)
+        #expect(MemoryLimit.find(root: limited.root) == MemoryLimit(bytes: 256 << 20, source: "cgroup /"))
         var unlimited = files
         unlimited["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "9223372036854771712"
-        #expect(MemoryLimit.find(root: try Tree(unlimited).root).source == "this machine")
+        let free = try Tree(unlimited)
+        #expect(MemoryLimit.find(root: free.root).source == "this machine")
+        // Their folders go with them.
+        withExtendedLifetime((limited, free)) {}
     }
 
     @Test("row 22: without cgroups the machine's memory is the limit, and nothing that can be read is none")

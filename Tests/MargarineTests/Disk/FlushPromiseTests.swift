@@ -103,7 +103,10 @@ import Testing
 
     @Test("row 24: where btrfs is followed, its super block takes the place of the flush before it")
     func superBlocksTakeTheFlushsPlace() async throws {
-        let bed = try DiskBed { $0.commitIntervalMs = 1 }
+        let bed = try DiskBed {
+            $0.commitIntervalMs = 1
+            $0.superBlockWithinMs = 1_000
+        }
         try await bed.create(size: 32 << 20) { $0.safePoints = .auto }
         let client = try await bed.attach()
         for generation in 1..<20 as Range<UInt64> {

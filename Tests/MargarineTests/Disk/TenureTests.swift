@@ -126,9 +126,9 @@ import Testing
         await first.leave(clean: true)
         try await bed.waitForGeneration(1)
         bed.faults.inject(StoreFault(.delay(ns: 300_000_000), verb: .get, keyContains: "head"))
-        let second = try await bed.attach()
-        await bed.environment.sleep(ns: 200_000_000)
         do {
+            let second = try await bed.attach()
+            await bed.environment.sleep(ns: 200_000_000)
             try await second.write(pattern(4096, 2), at: 0)
             try await second.flush()
             await second.leave(clean: true)
