@@ -117,7 +117,7 @@ extension Run {
             guard let server, !server.clock.isStopped else { return }
             count("suspension of a machine")
             server.clock.suspend()
-            world.after(world.chance.ns(10_000_000...60_000_000_000)) { server.clock.goOn() }
+            world.after(world.chance.ns(10_000_000...60_000_000_000)) { server.goOn() }
         case .readers: crowd(client)
         default: break
         }
@@ -208,8 +208,7 @@ extension Run {
         server.stoppedAtNs = world.nowNs
         let longest: UInt64 = world.chance.one(in: 2) ? 1_000_000_000 : 45_000_000_000
         world.after(world.chance.ns(1_000_000...longest)) { [self] in
-            server.clock.goOn()
-            server.stoppedAtNs = nil
+            server.goOn()
             world.note("\(server.id) goes on")
             if world.chance.one(in: 4) { client.cutAll() }
         }

@@ -467,7 +467,7 @@ final class Run: @unchecked Sendable {  // as its world
         for obstacle in obstacles { obstacle.removeAll() }
         for server in servers {
             for bucket in server?.buckets ?? [] { bucket.faults = StoreFaults() }
-            server?.clock.goOn()
+            server?.goOn()
             server?.scratch.fail(.open, errno: nil)
             server?.scratch.fail(.write, errno: nil)
         }

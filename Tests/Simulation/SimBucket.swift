@@ -100,7 +100,7 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
         var isLost = roll(faults.loseAnswer)
         var hangs: Obstacle?
         if let obstacle = obstacles?.first(key, isWrite: isWrite) {
-            if isRecord { troubledNs = world.nowNs }
+            defer { if isRecord { noteTrouble() } }
             switch obstacle.effect {
             case .refuse:
                 await world.sleep(latencyNs)
@@ -118,7 +118,6 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
                 isLost = true
             case .slow(let ns): slowNs = ns
             }
-            if isRecord { noteTrouble() }
         }
         let isHeadHanging = key.hasSuffix("/head") && roll(faults.hangingHeads)
         let there =

@@ -49,6 +49,8 @@ final class SimServer: @unchecked Sendable {  // as its world
     let manager: DiskManager
     let files: BlockFiles
     private let door: Loop
+    /// Renews its records, and does nothing else.
+    private let pulse: Loop
     private let served: ServerContext
     let network: NetworkShape
     private(set) var isAlive = true
@@ -76,6 +78,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         let loops = (0..<shape.loops).map { [clock] in clock.makeLoop("\(id)-disks-\($0)", isWidened: true) }
         let door = clock.makeLoop("\(id)-door", isWidened: true)
         self.door = door
+        pulse = clock.makeLoop("\(id)-heartbeat")
         network = shape.network
         let opened = store.open(buckets, environment, near: near, deadlineMs: shape.deadlineMs)
         let locations = opened.locations
@@ -186,8 +189,15 @@ final class SimServer: @unchecked Sendable {  // as its world
             var before: (@Sendable () async -> Void)?
             if shape.fault == .heartbeatWaits { before = { [manager] in await manager.checkOwnership(at: number) } }
             let look = before
-            door.run { await heartbeat.run(before: look) { [unowned self] in !isAlive } }
+            pulse.run { await heartbeat.run(before: look) { [unowned self] in !isAlive } }
         }
+    }
+
+    /// After a stop or a suspension.
+    func goOn() {
+        clock.goOn()
+        stoppedAtNs = nil
+        for bucket in buckets { bucket.noteTrouble() }
     }
 
     /// Whether it has had every chance to renew its record at a location for longer than others must watch it.
@@ -195,7 +205,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         // Its clock and the other's may differ by a fifth.
         let patienceNs = UInt64(5_000 * 13 / 10 + 2_000) * 1_000_000
         let bucket = buckets[location]
-        return isAlive && world.nowNs > startedNs + patienceNs && !bucket.faults.isDown
+        return isAlive && !clock.isStopped && world.nowNs > startedNs + patienceNs && !bucket.faults.isDown
             && world.nowNs > bucket.troubledNs + patienceNs
     }
     /// What its disks held when it was last looked, for people.
