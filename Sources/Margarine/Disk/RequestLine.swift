@@ -68,7 +68,7 @@ final class RequestLine: @unchecked Sendable {
 
     /// Runs `work` when it is the ticket's turn, if the ticket is open then.
     func enter(_ ticket: RequestTicket, _ work: @escaping @Sendable () async -> Void) {
-        if running < limit { return start(work) }
+        if running < limit { return start(ticket, work) }
         waiting.append(Waiting(ticket: ticket, work: work))
         if waitingCount > sweepAt { removeClosed() }
     }
@@ -82,10 +82,11 @@ final class RequestLine: @unchecked Sendable {
         sweepAt = 64 + 2 * waiting.count
     }
 
-    private func start(_ work: @escaping @Sendable () async -> Void) {
+    private func start(_ ticket: RequestTicket, _ work: @escaping @Sendable () async -> Void) {
         running += 1
         context.spawn { [self] in
-            await work()
+            // Its client may have left since: the request is another one's by now.
+            if ticket.isOpen { await work() }
             running -= 1
             goOn()
         }
@@ -95,7 +96,7 @@ final class RequestLine: @unchecked Sendable {
         while running < limit, head < waiting.count {
             let next = waiting[head]
             head += 1
-            if next.ticket.isOpen { start(next.work) }
+            if next.ticket.isOpen { start(next.ticket, next.work) }
         }
         if head == waiting.count {
             waiting = []
