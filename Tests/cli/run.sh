@@ -138,7 +138,7 @@ t_configuration_errors_name_file_and_line() {
   check 1 '[srve]\nx = 1\n' "did you mean [serve]?"
   check 2 '\n"what ever" = 1\n' "unknown key 'what ever' at the top"
   check 6 '[serve]\nlisten = [\n "127.0.0.1:1", # [a]\n "[::1]:2",\n]\nscratch = 5\n' "'scratch' in [serve] needs a string"
-  check 2 '[commit]\nuploads = 1000\n' "'uploads' in [commit] is out of bounds: it is a number, 1 to 256"
+  check 2 '[commit]\nuploads = 1000\n' "'uploads' in [commit] is out of bounds: it is a number, 0 to 256"
   check 2 '[commit]\ncommit-interval = 5\n' 'with its unit, as in "5s"'
   check 2 '[limits]\njournal = true\n' "'journal' in [limits] takes a size"
   check 4 'store = """\\\n   file:///a"""\n[serve]\nbogus = 1\n' "unknown key 'bogus' in [serve]"

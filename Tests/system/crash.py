@@ -117,7 +117,8 @@ def resumed(durability, rounds, rng):
     """Part 1: the window is open; kills, and cuts of all connections."""
     name, size = "open-" + durability, 1 << 40
     create(name, size, durability=durability, resume_window="60s")
-    daemon = Daemon(name, commit="200ms")
+    # Its connections come over TCP and a unix socket at once.
+    daemon = Daemon(name, commit="200ms", settings=["session-addresses=any"])
     daemon.start()
     places = Places(spread(rng, size, 8, 2 << 20), 2 << 20)
     load = Load(rng, places)

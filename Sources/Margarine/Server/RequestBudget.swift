@@ -94,7 +94,10 @@ final class RequestBudget: Sendable {
         /// By turns the oldest, and the one whose group (then which itself) holds least: clients that stall, each of which keeps
         /// the exception until it is cut, do not all come before one from elsewhere.
         private mutating func nextToOverdraw() -> Int? {
-            let places = finishing.indices.filter { finishing[$0].account.exempt == 0 }
+            // Who exceeds his share may need this too to come to an end: nobody else's end would help him.
+            let places = finishing.indices.filter {
+                finishing[$0].account.exempt == 0 || finishing[$0].account === exceeding
+            }
             if places.isEmpty { return nil }
             prefersOldest.toggle()
             return prefersOldest
@@ -127,7 +130,7 @@ final class RequestBudget: Sendable {
                 let waiter = finishing.remove(at: place)
                 take(waiter.bytes, waiter.account)
                 overdrawing = waiter.account
-                waiter.account.exempt = waiter.bytes
+                waiter.account.exempt += waiter.bytes
                 granted.append(waiter)
             }
             waiting = waiting.filter { waiter in

@@ -105,6 +105,21 @@ import Testing
         #expect(budget.availableBytes == 90)
     }
 
+    /// Found by the simulator: he had the one exception and could not have the other, and nobody else's end helped him.
+    @Test func whoExceedsHisShareMayOverdrawToFinish() {
+        let budget = RequestBudget(bytes: 100) {}
+        let record = Record()
+        let (large, other) = (budget.open("a"), budget.open("b"))
+        _ = budget.wait(80, large, finishing: false, granted: record.note("begins"))
+        _ = budget.wait(80, other, finishing: false, granted: record.note("other"))
+        _ = budget.wait(50, large, finishing: true, granted: record.note("ends"))
+        #expect(record.all == ["begins", "ends"])
+        budget.give(130, large)
+        #expect(record.all == ["begins", "ends", "other"])
+        budget.give(80, other)
+        #expect(budget.availableBytes == 100)
+    }
+
     @Test func leavingTheLineLetsTheNextOneIn() {
         let budget = RequestBudget(bytes: 100) {}
         let record = Record()
