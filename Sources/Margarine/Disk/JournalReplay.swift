@@ -212,6 +212,8 @@ struct JournalReplay {
         -> String?
     {
         window = []
+        // Also one without a record is needed as long as what it goes on from: the next segment follows it.
+        segment.lastSequence = result.lastSequence
         var offset = UInt64(header.lengthBytes)
         while true {
             let place = try await place(at: offset, of: segment)

@@ -296,6 +296,32 @@ import Testing
         }
     }
 
+    @Test("row 11: a segment whose first batch a kill cut off hides nothing that is written later")
+    func aSegmentWithoutRecords() async throws {
+        func settings(_ settings: inout DiskSettings) {
+            settings.commitIntervalMs = 600_000
+            settings.journalSegmentBytes = 8 << 10
+        }
+        let bed = try DiskBed(settings: settings)
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        for page in 0..<3 { try await client.write(pattern(4096, UInt64(page)), at: UInt64(page) * 4096) }
+        bed.kill()
+        let folder = DiskOpener.journalFolder("d", try await bed.head().diskID)
+        var scratch = bed.scratch.kill()
+        try scratch.open(Journal.path(folder, 2), create: false).truncate(to: 1000)
+        for seed in 7..<10 {
+            let next = try DiskBed(store: bed.store, scratch: scratch, settings: settings)
+            await next.manager.recover()
+            let again = try await next.attach("d?session=one")
+            #expect(try await again.read(4096, at: 4096) == pattern(4096, 1))
+            if seed > 7 { #expect(try await again.read(4096, at: 8192) == pattern(4096, UInt64(seed - 1))) }
+            try await again.write(pattern(4096, UInt64(seed)), at: 8192)
+            next.kill()
+            scratch = next.scratch.kill()
+        }
+    }
+
     @Test("row 11: a torn last batch is cut off for good before anything is written behind it")
     func aTornBatchIsCut() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
