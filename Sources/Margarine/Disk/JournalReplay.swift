@@ -179,11 +179,8 @@ struct JournalReplay {
 
     /// A segment that is not part of the journal still tells what had been synced.
     private mutating func lookAtDead(_ segment: Journal.Segment, _ found: JournalFormat.FoundHeader) async throws {
-        if case .header(let header) = found,
-            let (record, _) = try await record(at: UInt64(header.lengthBytes), of: segment)
-        {
-            maxSynced = max(maxSynced, record.synced)
-        }
+        window = []
+        if case .header(let header) = found { try await lookBeyond(UInt64(header.lengthBytes) - 4, of: segment) }
         result.tornBytes += segment.lengthBytes
         guard fault == .replayIgnoresTimeline else { return result.dead.append(segment) }
         segment.lastSequence = result.lastSequence

@@ -322,6 +322,30 @@ import Testing
         }
     }
 
+    @Test("row 11: what any record of a segment that is cut off says of syncs counts")
+    func claimsOfDeadSegments() async throws {
+        let bed = try DiskBed(
+            settings: {
+                $0.commitIntervalMs = 600_000
+                $0.journalSegmentBytes = 12 << 10
+            })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        for page in 0..<4 { try await client.write(pattern(4096, UInt64(page)), at: UInt64(page) * 4096) }
+        try await client.flush()
+        try await client.write(pattern(4096, 5), at: 5 * 4096)
+        bed.kill()
+        let id = try await bed.head().diskID
+        let folder = DiskOpener.journalFolder("d", id)
+        #expect(try JournalReplay.segmentNumbers(in: folder, scratch: bed.scratch) == [1, 2])
+        bed.scratch.flipBit(Journal.path(folder, 1), at: 6000)
+        await #expect(throws: JournalDamage.self) {
+            _ = try await JournalReplay.run(
+                folder: folder, diskID: id, base: 0, past: JournalPast(trust: .lost, survives: false),
+                pages: DirtyPages(arena: FrameArena(budgetBytes: 1 << 20)), scratch: bed.scratch)
+        }
+    }
+
     @Test("row 11: a torn last batch is cut off for good before anything is written behind it")
     func aTornBatchIsCut() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
