@@ -200,7 +200,10 @@ package final class DiskManager: ExportProvider {
             do {
                 _ = try await open(name, session: nil, onlyOwn: true)
             } catch {
-                if error.kind == .refused || error.kind == .unknown { Journal.unmarkAttached(path, scratch) }
+                // The mark stays with its journal: the disk may still be this server's, and refused for another reason.
+                if error.kind == .refused || error.kind == .unknown, !Journal.hasSegments(path, scratch) {
+                    Journal.unmarkAttached(path, scratch)
+                }
                 guard Journal.isLeft(in: path, scratch) else { continue }
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
             }

@@ -118,6 +118,12 @@ extension Journal {
         try? scratch.remove(JournalMark.path(folder))
     }
 
+    /// Whether there are segments, or that can't be told.
+    static func hasSegments(_ folder: String, _ scratch: any ScratchDisk) -> Bool {
+        guard let names = try? scratch.list(folder) else { return true }
+        return names.contains { $0.hasSuffix(".journal") }
+    }
+
     /// Whether a disk with this folder was attached, or has a journal, when its server ended.
     static func isLeft(in folder: String, _ scratch: any ScratchDisk) -> Bool {
         // One that can't be read is looked at by those who say why.

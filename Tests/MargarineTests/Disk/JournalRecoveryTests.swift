@@ -346,6 +346,31 @@ import Testing
         }
     }
 
+    @Test("A start that is refused a disk leaves the mark of its journal alone")
+    func refusalsKeepTheMark() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.kill()
+        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
+        func resize(_ bytes: UInt64) async throws {
+            let found = try #require(try await heads.load("d"))
+            var head = found.head
+            head.sizeBytes = bytes
+            _ = try await heads.swap(head, expecting: found.etag)
+        }
+        try await resize(1 << 63)
+        let second = try DiskBed(store: bed.store, scratch: bed.scratch.kill())
+        await second.manager.recover()
+        second.kill()
+        try await resize(64 << 20)
+        let third = try DiskBed(store: bed.store, scratch: second.scratch.kill())
+        await third.manager.recover()
+        let again = try await third.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+    }
+
     @Test("row 11: a torn last batch is cut off for good before anything is written behind it")
     func aTornBatchIsCut() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
