@@ -69,9 +69,13 @@ struct DiskOpener {
             head.sizeBytes, of: "disk '\(name)'", "`margined disk resize --shrink` makes it smaller")
         let isMine = head.owner?.server == server.id
         if onlyOwn, !isMine { throw AttachError(.refused, "disk '\(name)' is not this server's any more") }
-        if let owner = head.owner, !isMine { try await clear(owner, head, heads) }
 
         let folder = DiskOpener.journalFolder(name, head.diskID)
+        if known != nil, !isMine, Journal.isLeft(in: folder, context.scratch) {
+            // What the caller knows may be of before this server had the disk, and left a journal in which all is good.
+            return try await attempt(onlyOwn: onlyOwn, known: nil)
+        }
+        if let owner = head.owner, !isMine { try await clear(owner, head, heads) }
         let pages = DirtyPages(arena: context.arena)
         var replayed: ReplayedJournal?
         var past = JournalPast(trust: .lost, survives: false)

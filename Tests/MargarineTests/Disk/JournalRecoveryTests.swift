@@ -371,6 +371,23 @@ import Testing
         #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("A head that was read before this server had the disk does not set its journal aside")
+    func anOldHead() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.holdAfterEffect(gate), verb: .get, keyContains: "disks/d/head", count: 1))
+        let slow = Task { try await bed.attach("d?session=slow") }
+        await gate.waitUntilArrived()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        let disk = client.device as! Disk
+        await client.onLoop { disk.lose("a test") }
+        while await bed.manager.present("d") != nil { await bed.environment.sleep(ns: 1_000_000) }
+        gate.open()
+        #expect(try await slow.value.read(4096, at: 0) == pattern(4096, 1))
+    }
+
     @Test("row 11: a torn last batch is cut off for good before anything is written behind it")
     func aTornBatchIsCut() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
