@@ -10,10 +10,11 @@ enum ServerFiles {
     static func identity(in directory: String, environment: any Environment) throws(DaemonError) -> ServerIdentity {
         let path = directory + "/server-id"
         let id: String
-        if let found = read(path) {
-            guard ObjectID(found) != nil else {
+        var status = stat()
+        if stat(path, &status) == 0 || errno != ENOENT {
+            guard let found = read(path), ObjectID(found) != nil else {
                 throw DaemonError(
-                    "'\(path)' does not hold a server id: restore it, or use an empty scratch directory (and lose what only this one's journals hold)"
+                    "'\(path)' can't be read, or does not hold a server id: restore it, or use an empty scratch directory (and lose what only this one's journals hold)"
                 )
             }
             id = found

@@ -1,6 +1,7 @@
 // What recovery makes of a journal: after a kill, after losses of power, and of one that was damaged.
 
 import BlockCache
+import Foundation
 @testable import Margarine
 import ObjectStore
 @testable import Runtime
@@ -386,6 +387,18 @@ import Testing
         while await bed.manager.present("d") != nil { await bed.environment.sleep(ns: 1_000_000) }
         gate.open()
         #expect(try await slow.value.read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    @Test("A server id that can't be read is no reason to become another server")
+    func serverIDs() throws {
+        let environment = SystemEnvironment(workers: 1)
+        let directory = FileManager.default.temporaryDirectory.path + "/ids-\(environment.randomBits())"
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let first = try ServerFiles.identity(in: directory, environment: environment)
+        #expect(try ServerFiles.identity(in: directory, environment: environment).id == first.id)
+        try Data().write(to: URL(fileURLWithPath: directory + "/server-id"))
+        #expect(throws: DaemonError.self) { try ServerFiles.identity(in: directory, environment: environment) }
     }
 
     @Test("row 11: a torn last batch is cut off for good before anything is written behind it")
