@@ -353,7 +353,9 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func landedAfterRetry() {
-        if case .acknowledged = append() { onAppended(turn - 1, nil) }
+        _ = append()
+        // Also where the next batch has to wait again: a commit may go past what has landed, and the disk must know of it.
+        onAppended((flight?.turn ?? turn) - 1, nil)
         pump()
     }
 

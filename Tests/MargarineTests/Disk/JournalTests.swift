@@ -129,6 +129,31 @@ import Testing
         #expect(try await last.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("row 9: a roll-back that lands alone, after a wait, is known to the head that goes past it")
+    func aRollBackThatLandsAlone() async throws {
+        let bed = try DiskBed(settings: { $0.journalSegmentBytes = 1 })
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        try await bed.waitForGeneration(1)
+        try await client.write(pattern(4096, 2), at: 0)
+        bed.scratch.isFull = true
+        await client.leave(clean: false)
+        let disk = client.device as! Disk
+        await client.onLoop { disk.giveRoom() }
+        await bed.environment.sleep(ns: 60_000_000)
+        // There is room for it, and no descriptor for the segment of the next record.
+        bed.scratch.fail(.open, errno: EMFILE)
+        bed.scratch.isFull = false
+        try await bed.waitForGeneration(2)
+        bed.kill()
+        let left = bed.scratch.kill()
+        let next = try DiskBed(store: bed.store, scratch: left)
+        await next.manager.recover()
+        await #expect(throws: AttachError.self) { _ = try await next.attach("d?session=one") }
+    }
+
     @Test("row 35: thousands of writes that wait for room use no CPU, and all are done once there is some")
     func waitersAreWoken() async throws {
         let bed = try DiskBed(
