@@ -11,7 +11,11 @@ extension Journal {
     func adopt(_ found: ReplayedJournal, mustRewrite: Bool) async throws(ScratchError) {
         for (segment, lengthBytes) in found.torn {
             try segment.file.truncate(to: lengthBytes)
-            try await segment.file.sync()
+            do throws(ScratchError) { try await segment.file.sync() } catch {
+                // What else of the file was in the page cache only may be lost to later syncs too.
+                await marker.syncFailedBeforeAttach()
+                throw error
+            }
             segment.lengthBytes = lengthBytes
         }
         for segment in found.dead.reversed() { try scratch.remove(segment.path) }

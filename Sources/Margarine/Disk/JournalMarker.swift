@@ -54,6 +54,23 @@ final class JournalMarker: @unchecked Sendable {  // owned by the disk's loop
         write()
     }
 
+    /// The same before the attach is marked: the mark that is there says so from now on, to the next attach.
+    func syncFailedBeforeAttach() async {
+        do throws(ScratchError) {
+            guard case .mark(var before) = try await JournalMark.find(in: folder, of: diskID, context.scratch) else {
+                return
+            }
+            before.count += 1
+            before.hasSyncFailed = true
+            var bytes = [UInt8](repeating: 0, count: JournalMark.slotBytes)
+            bytes.withUnsafeMutableBytes { before.put($0.baseAddress!, of: diskID) }
+            let file = try context.scratch.open(JournalMark.path(folder), create: false)
+            try await file.write(bytes, at: UInt64(before.offset))
+        } catch {
+            context.problem("\(JournalMark.path(folder)) can't say that a sync has failed: \(error)")
+        }
+    }
+
     /// Lets go of the file until the next sync: an idle disk holds no descriptor.
     func close() { file = nil }
 

@@ -129,6 +129,28 @@ import Testing
         #expect(try await last.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("row 10: a sync that fails while a journal is taken up is not forgotten by the next attach")
+    func aFailedSyncOfAnAttach() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.scratch.failNext(.write, errno: EIO, path: "journal/")
+        try? await client.write(pattern(4096, 2), at: 0)
+        bed.kill()
+        let next = try DiskBed(
+            store: bed.store, scratch: bed.scratch.kill(), settings: { $0.commitIntervalMs = 600_000 })
+        next.scratch.failNext(.sync, errno: EIO, path: "journal/")
+        await #expect(throws: AttachError.self) { _ = try await next.attach("d?session=one") }
+        let again = try await next.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        try await again.flush()
+        next.kill()
+        let last = try DiskBed(store: bed.store, scratch: next.scratch.powerCutLosingAll(), rebooted: true)
+        await last.manager.recover()
+        #expect(try await last.attach("d?session=two").read(4096, at: 0) == pattern(4096, 1))
+    }
+
     @Test("row 9: a roll-back that lands alone, after a wait, is known to the head that goes past it")
     func aRollBackThatLandsAlone() async throws {
         let bed = try DiskBed(settings: { $0.journalSegmentBytes = 1 })
