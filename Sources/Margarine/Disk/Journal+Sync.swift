@@ -27,8 +27,8 @@ extension Journal {
                 for segment in unsynced { try await segment.file.sync() }
             } catch {
                 // Not even one that a lack of something explains can be tried again: the kernel forgets what it could not write.
-                isSyncing = false
                 marker.syncFailed()
+                isSyncing = false
                 return fail(error)
             }
             await syncFolder(directory, target)

@@ -93,7 +93,7 @@ package final class Journal: @unchecked Sendable {
     private var pieces: [UnsafeRawBufferPointer] = []
     /// The kernel reads `header` and frames: its completion keeps this journal until then.
     private var isWriting = false
-    /// Called once that is so no more.
+    /// Called once nothing is with the kernel any more.
     private var whenQuiet: [() -> Void] = []
     /// Waits for what the scratch disk lacks.
     private var waits = ScratchWaits()
@@ -102,7 +102,9 @@ package final class Journal: @unchecked Sendable {
     private var endWaiters: [(sequence: UInt64, continuation: CheckedContinuation<Void, Never>)] = []
 
     var syncWaiters: [(sequence: UInt64, done: (ScratchError?) -> Void)] = []
-    var isSyncing = false
+    var isSyncing = false {
+        didSet { tellQuiet() }
+    }
     var directoryIsSynced = true
     var marker: JournalMarker
 
@@ -300,9 +302,7 @@ package final class Journal: @unchecked Sendable {
 
     private func landed(_ error: ScratchError?) {
         isWriting = false
-        let waiting = whenQuiet
-        whenQuiet = []
-        for done in waiting { done() }
+        tellQuiet()
         if failure != nil { return isAbandoned ? () : tellFailure() }
         if let error { return stumble(error) }
         let turn = land()
@@ -370,14 +370,23 @@ package final class Journal: @unchecked Sendable {
     }
 
     /// Nothing is written any more, for the disk is not this object's any more: what is queued was never acknowledged. Calls
-    /// `done` when no write is under way any more: then another object may take the journal up.
+    /// `done` when no write and no sync is under way any more: then another object may take the journal up, and finds in the
+    /// mark whether a sync has failed.
     func abandon(_ done: @escaping () -> Void = {}) {
         if failure == nil {
             isAbandoned = true
             failure = ScratchError(errno: 125 /* ECANCELED */, description: "the disk is no longer served here")
             context.loop.post { [self] in tellWaiters() }
         }
-        if isWriting { whenQuiet.append(done) } else { done() }
+        whenQuiet.append(done)
+        tellQuiet()
+    }
+
+    private func tellQuiet() {
+        if isWriting || isSyncing { return }
+        let waiting = whenQuiet
+        whenQuiet = []
+        for done in waiting { done() }
     }
 
     /// Never within the call that failed: its caller is a connection's turn, and the disk ends all connections.

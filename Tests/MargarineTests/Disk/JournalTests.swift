@@ -151,6 +151,34 @@ import Testing
         #expect(try await last.attach("d?session=two").read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("row 10: the next attach waits for a sync that is under way, and hears that it failed")
+    func aFailedSyncOfALostDisk() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.scratch.failNext(.sync, errno: EIO, path: "journal/")
+        bed.scratch.holdsCompletions = true
+        // Nothing gets into the store: the journal alone has it.
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put, keyContains: "blocks/"))
+        let flush = Task { try await client.flush() }
+        while bed.scratch.heldCompletions == 0 { await bed.environment.sleep(ns: 1_000_000) }
+        bed.scratch.holdsCompletions = false
+        let disk = client.device as! Disk
+        await client.onLoop { disk.lose("a test") }
+        let attach = Task { try await bed.attach("d?session=one") }
+        await bed.environment.sleep(ns: 200_000_000)
+        bed.scratch.releaseCompletions()
+        await #expect(throws: TestFailure.self) { try await flush.value }
+        let again = try await attach.value
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        try await again.flush()
+        bed.kill()
+        let last = try DiskBed(store: bed.store, scratch: bed.scratch.powerCutLosingAll(), rebooted: true)
+        await last.manager.recover()
+        #expect(try await last.attach("d?session=two").read(4096, at: 0) == pattern(4096, 1))
+    }
+
     @Test("row 9: a roll-back that lands alone, after a wait, is known to the head that goes past it")
     func aRollBackThatLandsAlone() async throws {
         let bed = try DiskBed(settings: { $0.journalSegmentBytes = 1 })
