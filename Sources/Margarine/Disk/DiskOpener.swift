@@ -149,6 +149,8 @@ struct DiskOpener {
             return made
         } catch {
             disk?.lose("its journal can't be made ready")
+            // Whoever tries again must not find a write of this one under way.
+            while let disk, disk.isLeaving { await context.environment.sleep(ns: 5_000_000) }
             throw AttachError(
                 .unavailable,
                 "disk '\(name)': its journal can't be made ready: \(error). Nothing is lost; attach again once the scratch disk can be written"

@@ -86,12 +86,12 @@ extension Journal {
 
     /// The store has everything up to `sequence`: removes the segments that hold nothing else. Should a loss of power bring
     /// one back, all of it lies within what the generation holds.
-    func release(upTo sequence: UInt64) {
+    func release(upTo sequence: UInt64, newestFirst: Bool = false) {
         if let current, current.lastSequence <= sequence, flight == nil, current.lengthBytes > 1 << 20 || queued.isEmpty
         {
             self.current = nil
         }
-        for segment in segments.values.sorted(by: { $0.number < $1.number })
+        for segment in segments.values.sorted(by: { ($0.number < $1.number) != newestFirst })
         where segment.lastSequence <= sequence && segment !== current && segment !== flight?.segment {
             segments[segment.number] = nil
             liveBytes -= segment.lengthBytes
@@ -109,7 +109,8 @@ extension Journal {
     func removeAll() {
         // First, for what it says is about them.
         Journal.unmarkAttached(folder, scratch)
-        release(upTo: .max)
+        // Newest first: should a loss of power bring some back, none of them goes on from one that is gone.
+        release(upTo: .max, newestFirst: true)
         abandon()
         // And the folder, where nothing is left in it.
         try? scratch.remove(folder)
