@@ -117,7 +117,7 @@ struct DiskOpener {
                 return nil
             }
             if let reason = claim.lostReason {
-                throw AttachError(.refused, "disk '\(name)': \(reason); try again")
+                throw AttachError(.unavailable, "disk '\(name)': \(reason); try again")
             }
             return try await begin(next, tag, heads, folder, pages, past, replayed, claim, claimant: claimant)
         } catch {
