@@ -61,7 +61,7 @@ extension Catalog {
                 }
                 made.append(
                     try await fork(
-                        source, generation: generation == 0 ? nil : generation, as: name, readOnly: readOnly,
+                        source, generation: generation, as: name, readOnly: readOnly,
                         location: location, mayNeedLog: true))
             }
             return made

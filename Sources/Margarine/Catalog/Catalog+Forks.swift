@@ -12,7 +12,8 @@ extension Catalog {
     /// count from 1 and its history is its own.
     ///
     /// - Parameters:
-    ///   - generation: nil: the current one; of a read-only fork the newest that can be mounted without writing.
+    ///   - generation: nil: the current one; of a read-only fork the newest that can be mounted without writing. 0: the
+    ///     disk as it was before its first one.
     ///   - readOnly: nobody ever writes the fork; any number of clients may attach it, at any number of servers.
     ///   - mayNeedLog: take the generation that is asked for also where it can't be mounted without writing.
     ///   - location: where the head of the fork is to be; nil: near. What the generation names stays where it is.
@@ -47,6 +48,8 @@ extension Catalog {
     ) async throws(CatalogError) -> GenerationRecord? {
         let head = found.head
         if let generation {
+            // Before its first generation a disk is empty. One that was made anew counts on from the one before it.
+            if generation == 0 || (head.record == nil && generation == head.generation) { return nil }
             let record = try await keptRecord(generation, of: found)
             if readOnly, try await needsLogReplay(record) {
                 throw CatalogError(

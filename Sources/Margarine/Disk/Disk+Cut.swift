@@ -8,14 +8,11 @@ internal import BlockCache
 internal import Runtime
 
 /// No write takes effect while it stands.
-final class DiskHold {
+final class DiskHold: @unchecked Sendable {  // touched on its disk's loop only
     /// What was active when it began.
-    let active: Layer
-    let timer: LoopTimer
-    init(active: Layer, timer: LoopTimer) {
-        self.active = active
-        self.timer = timer
-    }
+    fileprivate let active: Layer
+    fileprivate var timer: LoopTimer?
+    fileprivate init(active: Layer) { self.active = active }
 }
 
 /// The generation that a cut becomes. Finished on its disk's loop.
@@ -46,24 +43,30 @@ extension Disk {
     /// Longest wait for the store to have a cut.
     private static let cutCommitNs: UInt64 = 25_000_000_000
 
-    /// Holds writes back, if no commit is under way that a cut would have to wait for.
-    func beginHold() -> Bool {
-        guard lost == nil, hold == nil, !isCommitting, committing == nil else { return false }
-        let timer = context.after(ns: Disk.holdNs) { [weak self] in self?.endHold() }
-        hold = DiskHold(active: active, timer: timer)
-        return true
+    /// Holds writes back, if no commit is under way that a cut would have to wait for, and no mirror of a super block is due
+    /// that could not come. nil: not now, or it is not known whether the disk is still this server's.
+    func beginHold() -> DiskHold? {
+        guard lost == nil, proves(), hold == nil, !awaitsMirrors, !isCommitting, committing == nil else { return nil }
+        let hold = DiskHold(active: active)
+        hold.timer = context.after(ns: Disk.holdNs) { [weak self, weak hold] in
+            if let hold { self?.endHold(hold) }
+        }
+        self.hold = hold
+        return hold
     }
 
-    func endHold() {
-        guard let hold else { return }
-        hold.timer.cancel()
+    /// Lets writes go on, if it is this hold that stops them.
+    func endHold(_ hold: DiskHold) {
+        guard self.hold === hold else { return }
+        hold.timer?.cancel()
         self.hold = nil
         lookForRoom()
     }
 
-    /// Makes what the disk has a generation of its own. nil: the hold is over, or something else happened under it.
-    func cut() -> CutTicket? {
-        guard let hold, hold.active === active, lost == nil else { return nil }
+    /// Makes what the disk has a generation of its own. nil: the hold is over (another one may stand), or something else
+    /// happened under it.
+    func cut(under hold: DiskHold) -> CutTicket? {
+        guard self.hold === hold, hold.active === active, lost == nil, proves() else { return nil }
         endMirrorWait()
         guard !isCommitting, committing == nil else { return nil }
         let ticket = CutTicket()

@@ -20,7 +20,10 @@ extension DiskManager {
             }
             return generations
         }
-        throw CutError(description: "the disks are too busy to be held at one instant; try again")
+        throw CutError(
+            description:
+                "the disks could not be held at one instant: they are too busy, or the store does not say whether they are still this server's; try again"
+        )
     }
 
     private struct Member: Sendable {
@@ -41,20 +44,20 @@ extension DiskManager {
 
     /// nil: one of them could not be held, or not long enough.
     private func tryCut(_ members: [Member]) async -> [CutTicket]? {
-        var held: [Member] = []
+        var held: [(member: Member, hold: DiskHold)] = []
         var tickets: [CutTicket] = []
         for member in members {
-            guard await member.context.run({ member.disk.beginHold() }) else { break }
-            held.append(member)
+            guard let hold = await member.context.run({ member.disk.beginHold() }) else { break }
+            held.append((member, hold))
         }
         // Between these two nothing is written to any of them.
         if held.count == members.count {
-            for member in members {
-                guard let ticket = await member.context.run({ member.disk.cut() }) else { break }
+            for (member, hold) in held {
+                guard let ticket = await member.context.run({ member.disk.cut(under: hold) }) else { break }
                 tickets.append(ticket)
             }
         }
-        for member in held { await member.context.run { member.disk.endHold() } }
+        for (member, hold) in held { await member.context.run { member.disk.endHold(hold) } }
         return tickets.count == members.count ? tickets : nil
     }
 }

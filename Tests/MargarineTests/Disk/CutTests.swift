@@ -156,12 +156,81 @@ import Testing
         let pair = try await Pair(rule: .auto)
         let client = pair.clients[0]
         try await client.write(pattern(4096, 1), at: 0)
-        #expect(await client.onLoop { (client.device as! Disk).beginHold() })
+        let hold = try #require(await client.onLoop { (client.device as! Disk).beginHold() })
         let begin = ContinuousClock.now
         try await client.write(pattern(4096, 2), at: 0)
         #expect(ContinuousClock.now - begin > .milliseconds(500))
-        #expect(await client.onLoop { (client.device as! Disk).cut() == nil })
+        #expect(await client.onLoop { (client.device as! Disk).cut(under: hold) == nil })
         #expect(try await client.read(4096, at: 0) == pattern(4096, 2))
+    }
+
+    @Test("row 20: whose hold is over does not cut under another's, nor end it")
+    func holdsAreOnesOwn() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        try await client.write(pattern(4096, 1), at: 0)
+        let (first, second) = await client.onLoop {
+            let disk = client.device as! Disk
+            let first = disk.beginHold()!
+            disk.endHold(first)
+            return (first, disk.beginHold()!)
+        }
+        await client.onLoop {
+            let disk = client.device as! Disk
+            #expect(disk.cut(under: first) == nil)
+            disk.endHold(first)
+            #expect(disk.hold === second)
+            #expect(disk.cut(under: second) != nil)
+            disk.endHold(second)
+        }
+        try await bed.waitForGeneration(1)
+        await client.leave(clean: true)
+    }
+
+    @Test("row 20: a server that can't prove that a disk is its own does not cut it")
+    func notProven() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        await client.onLoop {
+            let disk = client.device as! Disk
+            let hold = disk.beginHold()!
+            disk.claim.end()
+            #expect(disk.cut(under: hold) == nil)
+            disk.endHold(hold)
+            #expect(disk.beginHold() == nil)
+        }
+    }
+
+    @Test("row 20: a disk without a generation is forked empty, whatever is committed meanwhile")
+    func emptyMembers() async throws {
+        let bed = try DiskBed()
+        let store = Store(
+            id: ObjectID(high: 0, low: 1), locations: Locations([bed.faults]), environment: bed.environment)
+        let catalog = Catalog(store) { _ in .outOfSight }
+        try await bed.create("a")
+        let client = try await bed.attach("a")
+        // Made anew: it counts on from what was deleted.
+        try await bed.create("c")
+        let before = try await bed.attach("c")
+        try await before.write(pattern(4096, 1), at: 0)
+        try await before.flush()
+        try await bed.waitForGeneration(1, "c")
+        await before.leave(clean: true)
+        await before.onLoop { await (before.device as! Disk).drain() }
+        try await catalog.delete("c")
+        _ = try await catalog.create("c", sizeBytes: 1 << 20)
+        let forks = try await catalog.forkSet(["a", "c"], as: ["x", "y"]) {
+            let generations = try await bed.manager.cut($0)
+            try await client.write(pattern(4096, 2), at: 0)
+            try await client.flush()
+            try await bed.waitForGeneration(1, "a")
+            return generations
+        }
+        #expect(forks.map(\.origin) == [nil, nil])
+        for name in ["x", "y"] { #expect(try await catalog.load(name).head.record == nil) }
+        await client.leave(clean: true)
     }
 }
 
