@@ -19,9 +19,11 @@ extension Disk {
 
     /// Has something committed, here or elsewhere, where that is what it takes.
     private func askForRoom(pages count: Int) {
-        if isJournalFilling { commitAnyway() }
-        if isCrowded { context.arena.askForRoom() }
         let bytes = UInt64(count * Geometry.pageBytes + 64 * 1024)
+        // A large write may not fit into what is left of a small journal that is not filling yet.
+        let isTooFull = journal.liveBytes > 0 && journal.liveBytes + bytes > context.settings.journalLimitBytes
+        if isJournalFilling || isTooFull { commitAnyway() }
+        if isCrowded { context.arena.askForRoom() }
         guard !context.journals.hasRoom(bytes), !context.journals.askForRoom(nowNs: nowNs), !asksLater else { return }
         asksLater = true
         context.after(ns: JournalBudget.askPauseNs) { [weak self] in

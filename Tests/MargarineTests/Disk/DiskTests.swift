@@ -297,6 +297,21 @@ import Testing
         #expect(try await bed.head().generation >= 1)
     }
 
+    @Test(.timeLimit(.minutes(1)), arguments: [SafePointRule.auto, .btrfs])
+    func aLargeWriteIsNotStuckOnAJournalThatIsNotFillingYet(_ rule: SafePointRule) async throws {
+        let bed = try DiskBed(
+            settings: {
+                $0.journalLimitBytes = 8 << 20; $0.commitIntervalMs = 600_000
+            }, dirtyBytes: 16 << 20)
+        try await bed.create { $0.safePoints = rule }
+        let client = try await bed.attach()
+        // Not half full, and yet without room for the next one.
+        try await client.write(pattern(3900 << 10, 1), at: 0)
+        try await client.write(pattern(4400 << 10, 2), at: 8 << 20)
+        #expect(try await client.read(4400 << 10, at: 8 << 20) == pattern(4400 << 10, 2))
+        #expect(try await bed.head().generation == 1)
+    }
+
     @Test func allJournalsTogetherKeepTheirLimit() async throws {
         let limit: UInt64 = 16 << 20
         let bed = try DiskBed(
