@@ -44,8 +44,13 @@ extension Disk {
         var hasFailed = false
         while lost == nil {
             if committing == nil {
+                // A super block came since the commit was asked for.
+                if awaitsMirrors {
+                    heldCommit.isWanted = true
+                    break
+                }
                 view.beginCommit()
-            } else if hasFailed, committing!.kind != .cut {
+            } else if hasFailed, committing!.kind != .cut, !awaitsMirrors {
                 // A newer safe point supersedes what the last try tried.
                 view.widenCommit()
             }
