@@ -16,8 +16,12 @@ extension Disk {
         let age = nowNs - min(waiting.frozenAtNs, nowNs)
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
         if isDue(waiting) { return startCommit() }
-        if commitTimer != nil { return }
-        commitTimer = context.after(ns: interval - min(age, interval)) { [weak self] in self?.startCommit() }
+        // Each of these waits ends in another look.
+        if commitTimer != nil || superBlockTimer != nil || awaitsMirrors { return }
+        commitTimer = context.after(ns: interval - min(age, interval)) { [weak self] in
+            self?.commitTimer = nil
+            self?.scheduleCommit()
+        }
     }
 
     private func isDue(_ layer: Layer) -> Bool {
@@ -26,7 +30,7 @@ extension Disk {
         return tenure == .draining || session == nil || !commitWaiters.isEmpty || head.commitWanted != nil
             || layer.dataBytes >= context.settings.commitBytes
             || journal.liveBytes > context.settings.journalLimitBytes / 2 || context.journals.isFilling
-            || nowNs >= layer.frozenAtNs + interval
+            || (superBlockTimer == nil && nowNs >= layer.frozenAtNs + interval)
     }
 
     /// Commits what waits, now.

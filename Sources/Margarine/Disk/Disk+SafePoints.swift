@@ -35,8 +35,10 @@ extension Disk {
         frozen.lastSequence = sequence
         frozen.kind = kind
         active.lastSequence = sequence
-        if kind == .cut { return }
         if kind == .flush { return commitUnlessSuperBlockFollows() }
+        superBlockTimer?.cancel()
+        superBlockTimer = nil
+        if kind == .cut { return }
         if kind == .btrfsFull { commitFullTransaction() }
         scheduleCommit()
     }
