@@ -4,6 +4,16 @@
 internal import BlockCache
 internal import Logging
 internal import Runtime
+internal import Synchronization
+
+/// Whether somebody still waits for an admission. What is under way for him is finished, but nothing is begun any more.
+final class Asker: Sendable {
+    private let isGone = Atomic<Bool>(false)
+    func leave() { isGone.store(true, ordering: .relaxed) }
+    func check() throws(AttachError) {
+        if isGone.load(ordering: .relaxed) { throw AttachError(.unavailable, "the client went away") }
+    }
+}
 
 extension Disk {
     /// How long an admission stands before its connection must have joined.
@@ -13,16 +23,19 @@ extension Disk {
     /// decided here is decided before the store is asked.
     ///
     /// - Returns: nil when the disk is this server's no more: open it anew.
-    func admit(session name: String?, client: ClientIdentity) async throws(AttachError) -> Admission? {
+    func admit(
+        session name: String?, client: ClientIdentity, _ asker: Asker
+    ) async throws(AttachError) -> Admission? {
         while true {
             try await waitForLosses()
+            try asker.check()
             if let name, isLost(name) { throw lostSession(name) }
             let isMember =
                 session?.admits(
                     name, client, isLive: tenure.isServing, addresses: context.settings.sessionAddresses) ?? true
             switch happen(isMember ? .asked : .otherAsked) {
             case .admit: return makeAdmission(session!, client, isLive: true)
-            case .askStore: return try await askStore(name, client, isMember: isMember)
+            case .askStore: return try await askStore(name, client, asker, isMember: isMember)
             case .wait: await outcome()
             case .reopen:
                 while isLeaving { await context.environment.sleep(ns: 5_000_000) }
@@ -35,13 +48,13 @@ extension Disk {
     }
 
     /// What this admission changes is asked of the store, while nobody else's is decided.
-    private func askStore(_ name: String?, _ client: ClientIdentity, isMember: Bool) async throws(AttachError)
-        -> Admission?
-    {
+    private func askStore(
+        _ name: String?, _ client: ClientIdentity, _ asker: Asker, isMember: Bool
+    ) async throws(AttachError) -> Admission? {
         let replaces = !isMember || session == nil
         if context.settings.fault == .failedAttachReplaces, !isMember { displace() }
         do throws(AttachError) {
-            try await prepare(name, replaces: replaces)
+            try await prepare(name, asker, replaces: replaces)
         } catch {
             notes.opening = nil
             happen(.denied)
@@ -51,7 +64,10 @@ extension Disk {
         }
         switch happen(.granted) {
         case .admit: break
-        case .stopping: throw AttachError(.shutdown, "the server is shutting down")
+        case .stopping:
+            notes.opening = nil
+            startCommit()
+            throw AttachError(.shutdown, "the server is shutting down")
         default: return nil
         }
         if replaces {
@@ -65,7 +81,7 @@ extension Disk {
     }
 
     /// Everything that an admission has to wait for. Changes nothing but the head, and that last.
-    private func prepare(_ name: String?, replaces: Bool) async throws(AttachError) {
+    private func prepare(_ name: String?, _ asker: Asker, replaces: Bool) async throws(AttachError) {
         if let name, name != notes.claimant, name != head.session {
             let isForgotten = try await AttachError.wrap { [head] () throws(CatalogError) in
                 try await self.heads.isForgotten(name, of: head)
@@ -74,6 +90,7 @@ extension Disk {
         }
         // A named session finds what it was told, or is refused.
         if replaces || name == nil { try await confirmOwnership() }
+        try asker.check()
         do {
             try await swapHead(.admit(name))
         } catch {

@@ -47,7 +47,7 @@ extension Disk {
             let next = head.next(intent, notes)
             // Saying what is said already costs nothing.
             switch intent {
-            case .note, .admit: if next == head { return nil }
+            case .note, .admit: if next == head, !isHeadUnclear { return nil }
             case .advance, .release: break
             }
             switch await outcome(of: next) {
@@ -63,7 +63,10 @@ extension Disk {
                 lose("its head is gone from the store")
             case .failure(let error):
                 // It may have taken effect after all: look before the next try.
-                if error.kind == .store(.unclear) { await lookInTurn() }
+                if error.kind == .store(.unclear) {
+                    isHeadUnclear = true
+                    await lookInTurn()
+                }
                 return error
             }
         }
@@ -91,13 +94,16 @@ extension Disk {
     }
 
     private func won(_ next: Head, _ tag: ETag) {
-        head = next
-        headTag = tag
         notes.settle(by: next)
+        head = next
+        // As it was stored.
+        head.forgetSurplus()
+        headTag = tag
+        isHeadUnclear = false
     }
 
     /// The stored head does not say what it has to.
-    var isHeadStale: Bool { head.next(.note, notes) != head }
+    var isHeadStale: Bool { isHeadUnclear || head.next(.note, notes) != head }
 
     private func outcome(of next: Head) async -> Result<HeadSwap, CatalogError> {
         do throws(CatalogError) {
@@ -112,7 +118,12 @@ extension Disk {
     private func lookInTurn() async -> Bool {
         if lost != nil { return true }
         guard let found = try? await heads.load(name) else { return false }
-        if lost == nil, found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
+        if lost != nil { return true }
+        if found.etag == headTag {
+            isHeadUnclear = false
+        } else if !adopt(found.head, found.etag) {
+            lose(Disk.describeLoss(found.head))
+        }
         return true
     }
 
@@ -128,6 +139,7 @@ extension Disk {
         let isWanted = found.commitWanted != nil && found.commitWanted != head.commitWanted
         head = found
         headTag = tag
+        isHeadUnclear = false
         if isWanted {
             noteWanted()
             startCommit()
@@ -152,6 +164,7 @@ extension Disk {
     func checkOwnership() async {
         guard lost == nil, tenure != .releasing else { return }
         _ = await lookAtHead()
+        if isHeadStale { startCommit() }
     }
 
     /// Before somebody is served who can't tell by his own writes: another server may have had the disk since this one was

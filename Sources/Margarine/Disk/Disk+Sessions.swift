@@ -52,7 +52,9 @@ extension Disk {
         case .openWindow: openWindow()
         case .rollBack: rollBack()
         case .rest: rest()
-        case .release: context.spawn { [self] in await giveBack() }
+        case .release:
+            isFresh = false
+            context.spawn { [self] in await giveBack() }
         case .leave: leaveDisk()
         }
     }

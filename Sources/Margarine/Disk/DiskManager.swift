@@ -101,12 +101,17 @@ package final class DiskManager: ExportProvider {
                 known = found
             }
             let (context, disk) = try await open(export.disk, session: export.session, known: known)
-            let admitted: Result<Admission?, AttachError> = await context.run {
-                do throws(AttachError) {
-                    return .success(try await disk.admit(session: export.session, client: client))
-                } catch {
-                    return .failure(error)
+            let asker = Asker()
+            let admitted: Result<Admission?, AttachError> = await withTaskCancellationHandler {
+                await context.run {
+                    do throws(AttachError) {
+                        return .success(try await disk.admit(session: export.session, client: client, asker))
+                    } catch {
+                        return .failure(error)
+                    }
                 }
+            } onCancel: {
+                asker.leave()
             }
             if let admission = try admitted.get() {
                 return AttachedDevice(device: disk, loop: context.loop, admission: admission)
@@ -144,6 +149,8 @@ package final class DiskManager: ExportProvider {
     ) async throws(AttachError) -> (DiskContext, Disk) {
         let found = state.withLock { state -> Result<Opening, AttachError> in
             if let present = state.disks[name] { return .success(present) }
+            // Also of who asked before: nobody would give the disk back.
+            if state.isDraining { return .failure(AttachError(.shutdown, "the server is shutting down")) }
             state.count += 1
             let number = state.count
             let context: DiskContext

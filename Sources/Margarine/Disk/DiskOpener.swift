@@ -108,6 +108,7 @@ struct DiskOpener {
         }
         // Before the swap is sent: whoever takes the disk from then on finds the claim.
         let claim = try await makeClaim(next, at: heads.location)
+        var stored: ETag?
         do throws(AttachError) {
             let swap = try await AttachError.wrap { () throws(CatalogError) in
                 try await heads.swap(next, expecting: found.etag)
@@ -116,14 +117,25 @@ struct DiskOpener {
                 claim.end()
                 return nil
             }
+            stored = tag
             if let reason = claim.lostReason {
                 throw AttachError(.unavailable, "disk '\(name)': \(reason); try again")
             }
             return try await begin(next, tag, heads, folder, pages, past, replayed, claim, claimant: claimant)
         } catch {
             claim.end()
+            if let stored, !past.survives { await undo(next, stored, heads, wasMine: isMine, claimant) }
             throw error
         }
+    }
+
+    /// The disk was taken for nothing: its head is to name no session that was never served, or it would count as lost. Only
+    /// tried; where that fails, the client needs another name.
+    private func undo(_ head: Head, _ tag: ETag, _ heads: HeadStore, wasMine: Bool, _ claimant: String?) async {
+        var undone = head
+        undone.session = claimant
+        if !wasMine { undone.owner = nil }
+        if undone != head { _ = try? await heads.swap(undone, expecting: tag) }
     }
 
     /// The disk, from a head that was won. Its journal is made ready first: nothing may be appended to one that is not.

@@ -59,6 +59,7 @@ package final class Heartbeat: Sendable {
             record.incarnation = incarnation
             // Whenever it takes effect, it does so after this.
             let sentNs = environment.bootNs
+            lease.announce(sentNs: sentNs, deadAfterMs: record.deadAfterMs)
             switch try await heads.swap(record, expecting: etag) {
             case .won(let etag):
                 state.withLock {

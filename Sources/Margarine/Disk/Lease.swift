@@ -43,6 +43,13 @@ package final class Lease: Sendable {
         for wake in waiting { wake() }
     }
 
+    /// A renewal that states `deadAfterMs` is about to be sent. Others may go by it from then on, though no answer comes.
+    func announce(sentNs: UInt64, deadAfterMs: Int64) {
+        let until = sentNs.addingReportingOverflow(Lease.lengthNs(deadAfterMs: deadAfterMs))
+        guard !until.overflow else { return }
+        untilNs.min(until.partialValue, ordering: .releasing)
+    }
+
     /// Calls `wake` at the next proof, from wherever that comes.
     func whenProven(_ wake: @escaping @Sendable () -> Void) { state.withLock { $0.waiting.append(wake) } }
 

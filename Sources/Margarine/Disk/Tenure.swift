@@ -167,8 +167,10 @@ extension Tenure {
         switch state {
         case .admitting, .challenged, .overdue: TenureStep(.reserved, .admit)
         case .draining: TenureStep(.draining, .stopping)
+        // The server ended, and gave it back meanwhile.
+        case .released: TenureStep(.released, .reopen)
         case .lost: TenureStep(.lost, .reopen)
-        case .idle, .reserved, .live, .away, .releasing, .released: nil
+        case .idle, .reserved, .live, .away, .releasing: nil
         }
     }
 
@@ -179,8 +181,9 @@ extension Tenure {
         case .challenged: TenureStep(.away)
         case .overdue: TenureStep(.idle, nil, [.rollBack, .rest])
         case .draining: TenureStep(.draining)
+        case .released: TenureStep(.released)
         case .lost: TenureStep(.lost)
-        case .idle, .reserved, .live, .away, .releasing, .released: nil
+        case .idle, .reserved, .live, .away, .releasing: nil
         }
     }
 

@@ -1,0 +1,133 @@
+// Attaches that come to nothing, and what is left of them.
+
+import BlockCache
+import Logging
+@testable import Margarine
+import ObjectStore
+import Runtime
+import Synchronization
+import Testing
+
+@Suite struct AdmissionTests {
+    @Test("row 25: of lost sessions a running disk holds as many as its head")
+    func lostSessionsAreNotKeptInMemory() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        for i in 0..<70 {
+            let client = try await bed.attach("d?session=s\(i)")
+            await client.leave(clean: false)
+        }
+        _ = try await bed.attach("d?session=last")
+        let (context, disk) = try #require(await bed.manager.present("d"))
+        #expect(await context.run { disk.head.lostSessions.count } <= Head.maxLostSessions)
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=s0") }
+        bed.kill()
+    }
+
+    @Test("row 26: whoever goes away while he is being admitted replaces nobody")
+    func aClientThatHasGoneReplacesNobody() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: false)
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head", count: 1))
+        let second = Task { try await bed.attach("d?session=two") }
+        await gate.waitUntilArrived()
+        second.cancel()
+        gate.open()
+        await #expect(throws: AttachError.self) { try await second.value }
+        let again = try await bed.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        bed.kill()
+    }
+
+    @Test("row 26: an admission stored without an answer leaves the session that is away, also after a restart")
+    func anUnclearAdmissionChangesNothing() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: false)
+        bed.faults.inject(StoreFault(.delay(ns: 1), verb: .get, keyContains: "head", count: 1))
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "head"))
+        bed.faults.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "head", count: 1))
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=two") }
+        #expect(try await bed.head().session == "two")
+        bed.faults.clearFaults()
+        _ = try await bed.attach("d?session=one")
+        bed.kill()
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch)
+        let again = try await next.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        next.kill()
+    }
+
+    @Test("row 26: an attach that fails because scratch is full can be tried again under its name")
+    func aFullScratchCostsNoName() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        bed.scratch.fail(.open, errno: 28)
+        await #expect(throws: AttachError.self) { try await bed.attach("d?session=one") }
+        bed.scratch.fail(.open, errno: nil)
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.kill()
+    }
+
+    @Test("nothing is taken once the server ends")
+    func aServerThatEndsTakesNoDisk() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head", count: 1))
+        let late = Task { try await bed.attach() }
+        await gate.waitUntilArrived()
+        await bed.manager.drain()
+        gate.open()
+        await #expect(throws: AttachError.self) { try await late.value }
+        #expect(try await bed.head().owner == nil)
+    }
+
+    @Test("an admission that waits while the server gives the disk back ends without a mistake")
+    func aDiskIsGivenBackUnderAnAdmission() async throws {
+        let lines = LogLines()
+        let bed = try DiskBed(lines: lines)
+        try await bed.create()
+        let first = try await bed.attach()
+        await first.leave(clean: true)
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head", count: 1))
+        let late = Task { try await bed.attach() }
+        await gate.waitUntilArrived()
+        async let drained: Void = bed.manager.drain()
+        await bed.environment.sleep(ns: 100_000_000)
+        gate.open()
+        await drained
+        await #expect(throws: AttachError.self) { try await late.value }
+        #expect(!lines.all.contains { $0.contains("can't happen") }, "\(lines.all)")
+        #expect(try await bed.head().owner == nil)
+    }
+
+    @Test("row 13: a lease is as short as the last record that may be stored says")
+    func aShorterLeaseCountsFromItsRequest() async throws {
+        let test = TestStore()
+        let deadAfterMs = Mutex<Int64>(60_000)
+        let lease = Lease(location: 0)
+        let heads = HeadStore(bucket: test.faulty, environment: test.environment)
+        let heartbeat = Heartbeat(
+            lease: lease, heads: heads, log: Logger(label: "t") { _ in SwiftLogNoOpLogHandler() }, interval: { 5_000 },
+            content: { [environment = test.environment] in
+                OwnerWatchTests.record("a", environment, deadAfterMs: deadAfterMs.withLock { $0 })
+            })
+        try await heartbeat.renew()
+        deadAfterMs.withLock { $0 = 4_000 }
+        // Stored, and never answered.
+        test.faulty.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "servers/", count: 1))
+        test.faulty.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "servers/", count: 1))
+        let sent = test.environment.bootNs
+        await #expect(throws: CatalogError.self) { try await heartbeat.renew() }
+        #expect(lease.stands(atNs: sent + 2_900_000_000) && !lease.stands(atNs: sent + 3_000_000_000))
+    }
+}
