@@ -198,21 +198,51 @@ package final class DiskManager: ExportProvider {
         do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
             return log.error("the journals in the scratch directory can't be listed: \(error)")
         }
+        var left: [String: String] = [:]
         for folder in folders {
-            let path = "\(DiskOpener.journalRoot)/\(folder)"
-            guard let (name, _) = DiskOpener.disk(ofJournal: folder), Journal.isLeft(in: path, scratch) else {
-                continue
-            }
+            guard let (name, _) = DiskOpener.disk(ofJournal: folder) else { continue }
             progress(name)
-            do {
-                _ = try await open(name, session: nil, onlyOwn: true)
-            } catch {
-                // The mark stays with its journal: the disk may still be this server's, and refused for another reason.
-                if error.kind == .refused || error.kind == .unknown, !Journal.hasSegments(path, scratch) {
-                    Journal.unmarkAttached(path, scratch)
-                }
-                guard Journal.isLeft(in: path, scratch) else { continue }
+            left[folder] = await takeUp(folder, of: name, toldBefore: nil)
+        }
+        if !left.isEmpty { takeUpLater(left) }
+    }
+
+    /// Takes up one journal. nil: nothing is left to do. Else why it could not be: nobody else can have the disk meanwhile, so
+    /// that has to be tried again.
+    private func takeUp(_ folder: String, of name: String, toldBefore: String?) async -> String? {
+        let scratch = contexts[0].scratch
+        let path = "\(DiskOpener.journalRoot)/\(folder)"
+        guard Journal.isLeft(in: path, scratch) else { return nil }
+        do {
+            _ = try await open(name, session: nil, onlyOwn: true)
+            return nil
+        } catch {
+            let isFinal = error.kind == .refused || error.kind == .unknown
+            // The mark stays with its journal: the disk may still be this server's, and refused for another reason.
+            if isFinal, !Journal.hasSegments(path, scratch) { Journal.unmarkAttached(path, scratch) }
+            guard Journal.isLeft(in: path, scratch) else { return nil }
+            if error.description != toldBefore {
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
+            }
+            return isFinal ? nil : error.description
+        }
+    }
+
+    /// Tries again, by and by: as long as this server lives, no other one may take these disks.
+    private func takeUpLater(_ folders: [String: String]) {
+        let environment = contexts[0].environment
+        guard let context = try? state.withLock({ _ throws(AttachError) in try startedContext(0) }) else { return }
+        _ = Task(executorPreference: context.loop) { [weak self] in
+            var left = folders
+            var pauseNs: UInt64 = 1_000_000_000
+            while !left.isEmpty {
+                await environment.sleep(ns: pauseNs)
+                pauseNs = min(pauseNs * 2, 60_000_000_000)
+                guard let self, !state.withLock({ $0.isDraining }) else { return }
+                for (folder, told) in left.sorted(by: { $0.key < $1.key }) {
+                    guard let (name, _) = DiskOpener.disk(ofJournal: folder) else { continue }
+                    left[folder] = await takeUp(folder, of: name, toldBefore: told)
+                }
             }
         }
     }

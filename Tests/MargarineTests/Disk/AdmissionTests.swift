@@ -76,6 +76,23 @@ import Testing
         bed.kill()
     }
 
+    /// Found by the simulator: the disk stayed with a server that lived and did not serve it.
+    @Test("a journal that could not be taken up at the start is taken up later, without anybody's asking")
+    func journalsAreTakenUpLater() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        bed.kill()
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch)
+        next.scratch.fail(.open, errno: 28)
+        await next.manager.recover()
+        next.scratch.fail(.open, errno: nil)
+        try await next.waitForGeneration(1)
+        next.kill()
+    }
+
     @Test("nothing is taken once the server ends")
     func aServerThatEndsTakesNoDisk() async throws {
         let bed = try DiskBed()
