@@ -6,7 +6,7 @@
 // - at most these three layers exist; frozen ones never change but by merging the next into `waiting`;
 // - whatever looks at them looks through `view`, within one synchronous step;
 // - nothing is acknowledged before its journal record is appended;
-// - once `lost` is set, no request is answered with data and nothing is written to the store.
+// - once `lost` is set, no request is answered with data and nothing new is sent to the store.
 
 internal import BlockCache
 internal import Logging

@@ -20,7 +20,7 @@ package struct DiskSettings: Sendable {
     package var journalLimitBytes: UInt64 = 8 << 30
     /// A new file of a journal begins once one is this long, or sooner where the limit is small.
     package var journalSegmentBytes = JournalFormat.segmentBytes
-    /// A read or write that can't be done by then fails with EIO: less than the client's own patience.
+    /// A read that can't be done by then fails with EIO: less than the client's own patience. Writes wait.
     package var requestTimeoutMs: Int64 = 25_000
     /// Blocks that one disk's committer works on at a time.
     package var uploadParallelism = 4
