@@ -44,6 +44,8 @@ final class Run: @unchecked Sendable {  // as its world
     var home: [Int] = []
     private(set) var heads: [String: Head] = [:]
     private var places: [String: Int] = [:]
+    /// When a disk was last taken from its owner by force: he may go on until he renews his record.
+    private(set) var robbedNs: [String: UInt64] = [:]
     /// What each manifest shows, by the id of its root.
     private(set) var contents: [ObjectID: [UInt32: UInt32]] = [:]
     /// The same, by `GenerationRecord.place`.
@@ -248,6 +250,7 @@ final class Run: @unchecked Sendable {  // as its world
         // Asked for while the client was there, and done when it was here again.
         for client in clients where client.disk == name && client.isElsewhere() { client.happened(.scratch) }
         if let last {
+            if sender == Self.operatorName, last.owner != nil, next.epoch != last.epoch { robbedNs[name] = world.nowNs }
             if next.epoch < last.epoch || next.generation < last.generation {
                 world.violate("\(sender) moved the head of \(name) back")
             }

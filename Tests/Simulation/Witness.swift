@@ -14,7 +14,7 @@ extension Run {
         store.net.run { [self] in
             while !isCalm, !witness.isCut, world.nowNs < end, world.violation == nil {
                 let owner = heads[client.disk]?.owner?.server
-                let isTaken = owner != nil && owner != witness.server.id
+                let isTaken = owner != nil && owner != witness.server.id && !isRobbed(client.disk)
                 // A flush may be a safe point, of which the model must know unless nobody can see it any more.
                 let request =
                     isTaken && world.chance.one(in: 2)
@@ -29,6 +29,13 @@ extension Run {
             witness.cut()
         }
         return true
+    }
+}
+
+extension Run {
+    /// Force waits for nobody: whoever had the disk answers until he renews his record, or his lease is over.
+    private func isRobbed(_ disk: String) -> Bool {
+        robbedNs[disk].map { world.nowNs < $0 + UInt64(shape.deadAfterMs) * 1_300_000 } ?? false
     }
 }
 
