@@ -260,6 +260,6 @@ private struct TraceLog: LogHandler {
         set { metadata[key] = newValue }
     }
     func log(event: LogEvent) {
-        if let world, world.isTracing { print("    [\(server)] \(event.message)") }
+        if let world, world.isTracing { print("    [\(server)] \(event.message)\(event.metadata?["reason"].map { ": \($0)" } ?? "")") }
     }
 }
