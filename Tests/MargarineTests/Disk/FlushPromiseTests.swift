@@ -105,7 +105,7 @@ import Testing
     func superBlocksTakeTheFlushsPlace() async throws {
         let bed = try DiskBed {
             $0.commitIntervalMs = 1
-            $0.superBlockWithinMs = 1_000
+            $0.superBlockWithinMs = 3_000
         }
         try await bed.create(size: 32 << 20) { $0.safePoints = .auto }
         let client = try await bed.attach()
