@@ -74,7 +74,7 @@ for kind in "${kinds[@]}"; do
     export MARGARINE_PATIENCE=6 SANITIZED=$kind
     case $part in
       unit) LD_PRELOAD=$preload step "$name" "$root/$path/release/margarinePackageTests.xctest" --testing-library swift-testing \
-        --experimental-maximum-parallelization-width 8 ${filter[@]+"${filter[@]}"} ;;
+        --experimental-maximum-parallelization-width 4 ${filter[@]+"${filter[@]}"} ;;
       nbd) [ ${#filter[@]} != 0 ] || LD_PRELOAD=$preload MARGINED=$root/$path/release/margined NBD_BUILD=$root/$path/release step "$name" /usr/bin/python3 Tests/nbd/run.py ;;
     esac
   done
