@@ -58,8 +58,6 @@ final class SimServer: @unchecked Sendable {  // as its world
     var connections: [SimConnection] = []
     /// Since when it takes no step.
     var stoppedAtNs: UInt64?
-    /// It has been silent for so long that others take it for dead.
-    var seemsDead: Bool { stoppedAtNs.map { world.nowNs > $0 + 30_000_000_000 } ?? false }
 
     init(
         _ world: World, _ store: SimStore, id: String, scratch: MemoryScratch, bootID: String, shape: ServerShape,
