@@ -84,7 +84,7 @@ struct GivenStore {
         }
         #expect(text.contains("secret key is wrong"), "\(text)")
         #expect(
-            await kind { _ = try await store.bucket(secret: "wrong", check: false).get("x", range: nil) } == .refused)
+            await kind { _ = try await store.bucket(secret: "wrong", check: false).get("x", range: nil) } == .denied)
     }
 
     /// Every put that was acknowledged is there, and every swap told right, though the gateway dies again and again. The

@@ -258,6 +258,8 @@ private struct TraceLog: LogHandler {
         set { metadata[key] = newValue }
     }
     func log(event: LogEvent) {
-        if let world, world.isTracing { print("    [\(server)] \(event.message)\(event.metadata?["reason"].map { ": \($0)" } ?? "")") }
+        guard let world, world.isTracing else { return }
+        let reason = event.metadata?["reason"].map { ": \($0)" } ?? ""
+        print("    [\(server)] \(event.message)\(reason)")
     }
 }

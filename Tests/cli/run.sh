@@ -205,7 +205,7 @@ t_gc_deletes_what_nothing_needs() {
   mkdir -p "$dir/s/blocks"
   printf x >"$dir/s/blocks/00000000000000000000000000000001"
   printf x >"$dir/s/blocks/00000000000000000000000000000002"
-  touch -d '3 days ago' "$dir"/s/blocks/*1 "$dir"/s/manifests/*
+  touch -d '3 days ago' "$dir/s/blocks/00000000000000000000000000000001" "$dir"/s/manifests/*
   before=$(ls -laR --time-style=full-iso "$dir/s")
   m 0 gc --dry-run --json --store "$store"
   same "$(json 'd["isDryRun"], d["disks"], d["blocks"]["scanned"], d["blocks"]["deleted"], d["blocks"]["young"]')" "(True, 2, 3, 1, 2)"
