@@ -106,6 +106,7 @@ struct DiskOpener {
             }
             next.session = try await opening(next, heads)
         }
+        try await noteOwned(folder)
         // Before the swap is sent: whoever takes the disk from then on finds the claim.
         let claim = try await makeClaim(next, at: heads.location)
         var stored: ETag?
@@ -115,6 +116,7 @@ struct DiskOpener {
             }
             guard case .won(let tag) = swap else {
                 claim.end()
+                if !isMine { Journal.forget(folder, context.scratch) }
                 return nil
             }
             stored = tag
@@ -298,6 +300,17 @@ struct DiskOpener {
                 .unavailable,
                 "disk '\(name)': its journal can't be taken up: \(error). Nothing was changed; mend the scratch disk, or give "
                     + "up what only the journal holds with `margined disk release \(name) --force`")
+        }
+    }
+
+    private func noteOwned(_ folder: String) async throws(AttachError) {
+        do throws(ScratchError) {
+            try await Journal.noteOwned(folder, context.scratch)
+        } catch {
+            throw AttachError(
+                .unavailable,
+                "disk '\(name)': the scratch disk can't note that the disk is this server's: \(error); attach again once it can be written"
+            )
         }
     }
 

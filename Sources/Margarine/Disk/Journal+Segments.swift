@@ -112,15 +112,30 @@ extension Journal {
         // Newest first: should a loss of power bring some back, none of them goes on from one that is gone.
         release(upTo: .max, newestFirst: true)
         abandon()
-        // And the folder, where nothing is left in it.
-        try? scratch.remove(folder)
+        Journal.forget(folder, scratch)
     }
 
-    // MARK: The mark of an attached disk
+    // MARK: The notes of an attached disk
 
     // A disk whose journal is empty is attached all the same: the daemon that starts next takes it up, or gives it back.
+    // As long as that is not done nobody else can have the disk, for this server lives.
+
+    /// Says so before the head does, and durably: a loss of power may take the mark of the attachment and every segment.
+    static func noteOwned(_ folder: String, _ scratch: any ScratchDisk) async throws(ScratchError) {
+        if !isLeft(in: folder, scratch) { _ = try scratch.open(folder + "/" + ownedName, create: true) }
+        try await scratch.syncDirectory(folder)
+    }
+
+    /// Removes what says that the disk was attached.
     static func unmarkAttached(_ folder: String, _ scratch: any ScratchDisk) {
         try? scratch.remove(JournalMark.path(folder))
+        try? scratch.remove(folder + "/" + ownedName)
+    }
+
+    /// And the folder, where nothing is left in it.
+    static func forget(_ folder: String, _ scratch: any ScratchDisk) {
+        unmarkAttached(folder, scratch)
+        try? scratch.remove(folder)
     }
 
     /// Whether there are segments, or that can't be told.
@@ -133,6 +148,9 @@ extension Journal {
     static func isLeft(in folder: String, _ scratch: any ScratchDisk) -> Bool {
         // One that can't be read is looked at by those who say why.
         guard let names = try? scratch.list(folder) else { return true }
-        return names.contains { $0.hasSuffix(".journal") } || names.contains("attached")
+        return names.contains { $0.hasSuffix(".journal") || $0 == JournalMark.name || $0 == ownedName }
     }
+
+    /// The empty file that says that the head names this server, or is about to.
+    static let ownedName = "owned"
 }

@@ -1,6 +1,7 @@
 // The mark of an attachment, `journal/<disk>/attached`: since which start of the machine the journal was written, and how
 // much of it is known to be synced. It is written at each attach and after each sync, and never synced itself: what it says
-// stays true, and one that a loss of power took away or tore says that there was one.
+// stays true, and one that a loss of power took away or tore says that there was one. That the disk was attached at all is
+// known from `journal/<disk>/owned`, an empty file that is durable before the head names this server.
 //
 //   a slot, 96 bytes, at 0 and at 512; the valid one with the larger count counts
 //    0  magic "MRGNJMK1"              40  XXH3 of the kernel's boot id
@@ -25,7 +26,8 @@ struct JournalMark: Equatable {
     static let slotStride = 512
     static let fileBytes = slotStride + slotBytes
 
-    static func path(_ folder: String) -> String { folder + "/attached" }
+    static let name = "attached"
+    static func path(_ folder: String) -> String { folder + "/" + name }
 
     static func bootSum(_ bootID: String) -> UInt64 {
         let bytes = Array(bootID.utf8)
@@ -104,8 +106,10 @@ struct JournalPast {
         case .none, .old:
             // Earlier versions noted the boot for all disks in one file. A folder with nothing at all has lost the mark of
             // its attachment, at whatever start.
-            let isLeft = Journal.isLeft(in: folder, scratch)
-            return JournalPast(trust: .lost, survives: isLeft ? try await notedBoot(scratch) == bootID : false)
+            let names = try scratch.list(folder)
+            let isOfEarlierVersion = !names.isEmpty && !names.contains(Journal.ownedName)
+            return JournalPast(
+                trust: .lost, survives: isOfEarlierVersion ? try await notedBoot(scratch) == bootID : false)
         }
     }
 

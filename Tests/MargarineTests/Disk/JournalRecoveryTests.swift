@@ -112,6 +112,34 @@ import Testing
         }
     }
 
+    @Test("a disk that was attached and never written is taken up after a loss of power")
+    func anEmptyJournalIsTakenUp() async throws {
+        let bed = try DiskBed(boot: "one")
+        try await bed.create()
+        _ = try await bed.attach("d?session=one")
+        bed.kill()
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch.powerCutLosingAll(), boot: "two")
+        await next.manager.recover()
+        // Nobody else can have it as long as its server lives: it serves the disk, or gives it back.
+        #expect(await next.manager.present("d") != nil)
+        await next.manager.drain()
+        #expect(try await next.head().owner == nil)
+        let folder = DiskOpener.journalFolder("d", try await next.head().diskID)
+        #expect(try next.scratch.list(folder).isEmpty)
+    }
+
+    @Test("a disk is not attached that the scratch disk can't note")
+    func theOwnerMustBeNoted() async throws {
+        for call in [MemoryScratch.Call.open, .syncDirectory] {
+            let bed = try DiskBed()
+            try await bed.create()
+            bed.scratch.failNext(call, errno: 5)
+            await #expect(throws: AttachError.self) { try await bed.attach("d?session=one") }
+            #expect(try await bed.head().owner == nil)
+            _ = try await bed.attach("d?session=one")
+        }
+    }
+
     @Test("row 3: marks of earlier versions are read with the boot id that was noted for all disks")
     func marksOfEarlierVersions() async throws {
         let disk = ObjectID(high: 1, low: 2)
@@ -125,6 +153,10 @@ import Testing
         try await scratch.open("boot-id", create: true).write(Array("now\n".utf8), at: 0)
         #expect(try await past().survives)
         #expect(try await past().trust == .lost)
+        // A disk that this version attached is not judged by what an earlier one noted.
+        _ = try scratch.open("journal/d/owned", create: true)
+        #expect(try await !past().survives)
+        try scratch.remove("journal/d/owned")
         try scratch.open("boot-id", create: true).truncate(to: 0)
         try await scratch.open("boot-id", create: true).write(Array("before\n".utf8), at: 0)
         #expect(try await !past().survives)
