@@ -11,18 +11,32 @@ public struct ObjectID: Hashable, Sendable, CustomStringConvertible {
     }
     /// 32 lower-case hex digits.
     public var description: String {
-        func hex(_ v: UInt64) -> String {
-            let s = String(v, radix: 16)
-            return String(repeating: "0", count: 16 - s.count) + s
+        String(unsafeUninitializedCapacity: 32) { digits in
+            for place in 0..<32 {
+                let nibble = UInt8((place < 16 ? high : low) >> UInt64(60 - 4 * (place & 15)) & 15)
+                digits[place] = nibble < 10 ? UInt8(ascii: "0") + nibble : UInt8(ascii: "a") + nibble - 10
+            }
+            return 32
         }
-        return hex(high) + hex(low)
     }
-    /// From 32 hex digits; nil for anything else.
+    /// From 32 lower-case hex digits; nil for anything else.
     public init?(_ text: some StringProtocol) {
-        guard text.utf8.count == 32, text.utf8.allSatisfy({ ($0 >= 48 && $0 <= 57) || ($0 >= 97 && $0 <= 102) }),
-            let h = UInt64(text.prefix(16), radix: 16), let l = UInt64(text.suffix(16), radix: 16)
-        else { return nil }
-        self.init(high: h, low: l)
+        var (high, low): (UInt64, UInt64) = (0, 0)
+        var count = 0
+        for digit in text.utf8 {
+            let nibble: UInt8
+            switch digit {
+            case UInt8(ascii: "0")...UInt8(ascii: "9"): nibble = digit - UInt8(ascii: "0")
+            case UInt8(ascii: "a")...UInt8(ascii: "f"): nibble = digit - UInt8(ascii: "a") + 10
+            default: return nil
+            }
+            high = high << 4 | low >> 60
+            low = low << 4 | UInt64(nibble)
+            count += 1
+            if count > 32 { return nil }
+        }
+        guard count == 32 else { return nil }
+        self.init(high: high, low: low)
     }
     /// Key of the block object of this name.
     public var blockKey: String { "blocks/" + description }

@@ -285,7 +285,7 @@ final class Life: @unchecked Sendable {  // as its world
     func finish() {
         let deadline = world.nowNs + UInt64(graceMs) * 8_000_000
         while world.violation == nil, world.nowNs < deadline {
-            if world.steps % 256 == 0, run.named.garbage.isEmpty, world.nowNs + UInt64(graceMs) * 4_000_000 > deadline {
+            if world.steps % 256 == 0, world.nowNs + UInt64(graceMs) * 4_000_000 > deadline, run.named.garbage.isEmpty {
                 return
             }
             guard world.step() else { break }

@@ -91,11 +91,16 @@ final class Model {
         var isUncertain = false
     }
     private var history: [UInt32: [Entry]] = [:]
+    private var sortedGranules: [UInt32]?
+    /// Nobody asks about instants before it any more.
+    private var forgottenTo: UInt64 = 0
     /// As the client knows it.
     var sizeBytes: UInt64
 
     /// Instants at which the disk was consistent, by the rule of the run.
-    private(set) var safePoints: [(start: UInt64, end: UInt64)] = [(0, 0)]
+    private var safePoints: [(start: UInt64, end: UInt64)] = [(0, 0)]
+    /// Those before this place ended before `forgottenTo`.
+    private var firstSafePoint = 0
 
     init(sizeBytes: UInt64) { self.sizeBytes = sizeBytes }
 
@@ -126,7 +131,10 @@ final class Model {
     }
 
     /// Granules that any write has touched, ascending.
-    var touched: [UInt32] { history.keys.sorted() }
+    var touched: [UInt32] {
+        if sortedGranules?.count != history.count { sortedGranules = history.keys.sorted() }
+        return sortedGranules!
+    }
     /// Those of a range, in no order.
     func touched(in range: Range<UInt32>) -> [UInt32] {
         range.count < history.count ? range.filter { history[$0] != nil } : history.keys.filter(range.contains)
@@ -164,9 +172,28 @@ final class Model {
     /// The whole disk was seen at `tick`: each granule shows this write, and nothing that ended before shows again.
     func observe(_ seen: [UInt32: UInt32], at tick: UInt64) {
         for (granule, write) in seen {
+            let place = history.index(forKey: granule)!
+            let entries = history.values[place]
+            // What is all that the granule may show anyway says nothing new.
+            if entries.count == 1, isCertain(entries[0]), end(entries[0]) < tick, shows(entries[0], write) { continue }
             // One that was never acknowledged may still be lost again.
-            let isUncertain = history[granule]!.contains { shows($0, write) && !isCertain($0) }
-            history[granule]!.append(Entry(start: tick, end: tick, write: write, isUncertain: isUncertain))
+            let isUncertain = entries.contains { shows($0, write) && !isCertain($0) }
+            history.values[place].append(Entry(start: tick, end: tick, write: write, isUncertain: isUncertain))
+        }
+    }
+
+    /// Nobody will ask about instants before `floor`: lets go of what shows at none from there on.
+    func forget(before floor: UInt64) {
+        guard floor > forgottenTo else { return }
+        forgottenTo = floor
+        while firstSafePoint < safePoints.count, safePoints[firstSafePoint].end < floor { firstSafePoint += 1 }
+        for place in history.values.indices where history.values[place].count > 1 {
+            let entries = history.values[place]
+            // What ended before another one began that is there for sure, and has ended too, does not come back.
+            let newest = entries.lazy.filter { self.isCertain($0) && self.end($0) <= floor }.map(\.start).max() ?? 0
+            if entries.contains(where: { end($0) < newest }) {
+                history.values[place].removeAll { end($0) < newest }
+            }
         }
     }
 
@@ -210,21 +237,37 @@ final class Model {
         return Instants(union: ranges)
     }
 
+    /// A granule shows nothing but `value` from `floor` on.
+    private func isSteady(_ value: UInt32, _ granule: UInt32, since floor: UInt64) -> Bool {
+        guard let entries = history[granule] else { return value == 0 }
+        return entries.count == 1 && entries[0].start <= floor && shows(entries[0], value)
+    }
+
     /// The instants from `floor` to `last` at which the disk as a whole may have been as `seen`.
     func instants(of seen: [UInt32: UInt32], from floor: UInt64, upTo last: UInt64) -> (Instants, culprit: UInt32?) {
+        precondition(floor >= forgottenTo, "instants that are forgotten")
         guard floor <= last else { return (.none, nil) }
         var all = Instants(floor...last)
-        for (granule, value) in seen.sorted(by: { $0.key < $1.key }) {
-            let next = all.intersection(instants(value, granule, upTo: last))
-            if next.isEmpty { return (.none, granule) }
-            all = next
+        for (granule, value) in seen where !isSteady(value, granule, since: floor) {
+            all = all.intersection(instants(value, granule, upTo: last))
+            if all.isEmpty { return (.none, culprit(seen, from: floor, upTo: last)) }
         }
         return (all, nil)
     }
 
+    /// The first granule, in order, that none of the instants of those before it allows.
+    private func culprit(_ seen: [UInt32: UInt32], from floor: UInt64, upTo last: UInt64) -> UInt32? {
+        var all = Instants(floor...last)
+        for (granule, value) in seen.sorted(by: { $0.key < $1.key }) {
+            all = all.intersection(instants(value, granule, upTo: last))
+            if all.isEmpty { return granule }
+        }
+        return nil
+    }
+
     /// The instants at which a safe point may lie, up to `last`.
     func safeInstants(upTo last: UInt64) -> Instants {
-        Instants(union: safePoints.filter { $0.start <= last }.map { $0.start...min($0.end, last) })
+        Instants(union: safePoints[firstSafePoint...].filter { $0.start <= last }.map { $0.start...min($0.end, last) })
     }
 
     /// For people: what a granule may show.

@@ -84,6 +84,7 @@ final class Observer: @unchecked Sendable {  // as its world
     private func look(_ record: GenerationRecord, _ granules: [UInt32]) async throws -> [UInt32: UInt32] {
         let manifest = Manifest.open(record, cache: manifests)
         var seen: [UInt32: UInt32] = [:]
+        seen.reserveCapacity(granules.count)
         let perSlice = UInt32(Geometry.sliceBytes / Pattern.granuleBytes)
         var i = 0
         while i < granules.count {

@@ -151,6 +151,7 @@ extension SimClient {
         // A new size is known to those who attach after it; of one session's connections the smallest counts.
         model.sizeBytes = isFirst ? connection.sizeBytes : min(model.sizeBytes, connection.sizeBytes)
         connections.append(connection)
+        wakeWorkers()
     }
 
     /// An attachment of `session` came to nothing. A failed one changes nothing for others.
@@ -183,12 +184,6 @@ extension SimClient {
             && world.nowNs - deaths.lastLiveNs < windowNs / 100 * 80
     }
 
-    /// Waits until no worker has anything under way; they wait until `paused` is 0 again.
-    func quiesce() async {
-        paused = 1
-        while underWay > 0 { await world.sleep(100_000) }
-    }
-
     /// The disk as it is after it was away: what the session must find, or what a loss may have left.
     private func verify(_ connection: SimConnection, _ before: UInt64) async -> Bool {
         let session = who.session
@@ -205,7 +200,7 @@ extension SimClient {
             return true
         }
         let (seen, cut) = withoutCut(found)
-        let lost = seen.sorted { $0.key < $1.key }.first { !model.mayShow($0.value, $0.key, from: before, to: now) }
+        let lost = seen.filter { !model.mayShow($0.value, $0.key, from: before, to: now) }.min { $0.key < $1.key }
         // A session that was declared lost leaves what its last safe point holds, and nothing else.
         let mustBeSafe = deaths.wasRefused
         // What was cut off is gone, also when the disk is larger again.
@@ -266,6 +261,7 @@ extension SimClient {
         let isStale = isElsewhere()
         loss = isStale ? .scratch : .window
         cutFrom = nil
+        forget()
         if let old = deaths.attached, old != session, !isStale {
             // An unnamed one is not in the head before that is next stored.
             deaths.add(old, isCertain: session != nil)

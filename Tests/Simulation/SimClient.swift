@@ -61,7 +61,12 @@ final class SimClient: @unchecked Sendable {  // as its world
     var superGeneration: UInt64 = 1
     /// One transaction of the file system is committed at a time.
     private var isCommitting = false
-    var paused = 0
+    /// Workers begin nothing while it is not 0.
+    var paused = 0 {
+        didSet { wakeWorkers() }
+    }
+    /// Those that have nothing to work on: paused, or without a connection.
+    private var idleWorkers: [CheckedContinuation<Void, Never>] = []
     private(set) var busyWorkers = 0
     private(set) var operations = 0
     var attachments = 0
@@ -185,7 +190,11 @@ final class SimClient: @unchecked Sendable {  // as its world
     var isDone: Bool { busyWorkers == 0 && isAttached }
     var isAttached = false
     var live: [SimConnection] { connections.filter { !$0.isCut } }
-    private(set) var underWay = 0
+    private(set) var underWay = 0 {
+        didSet { if underWay == 0 { quiescing.take()?.resume() } }
+    }
+    /// Who waits until nothing is under way.
+    private var quiescing: CheckedContinuation<Void, Never>?
 
     /// Reads whole granules. nil: the connection broke.
     func read(_ granules: [UInt32], _ connection: SimConnection) async -> [UInt32: UInt32]? {
@@ -229,6 +238,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func work() async {
         while world.violation == nil, operations < operationLimit {
             guard paused == 0, let connection = live.randomElement(using: &world.chance) else {
+                await withCheckedContinuation { idleWorkers.append($0) }
                 await world.sleep(world.chance.ns(50_000...max(2_000_000, min(thinkNs / 8, 500_000_000))))
                 continue
             }
@@ -240,6 +250,20 @@ final class SimClient: @unchecked Sendable {  // as its world
             if thinkNs > 0 { await world.sleep(world.chance.ns(0...thinkNs)) }
         }
         busyWorkers -= 1
+    }
+
+    /// There may be something to work on.
+    func wakeWorkers() {
+        if paused != 0 || idleWorkers.isEmpty || live.isEmpty { return }
+        let idle = idleWorkers
+        idleWorkers = []
+        for worker in idle { worker.resume() }
+    }
+
+    /// Waits until no worker has anything under way; they begin nothing until `paused` is 0 again.
+    func quiesce() async {
+        paused = 1
+        if underWay > 0 { await withCheckedContinuation { quiescing = $0 } }
     }
 
     private func operate(_ connection: SimConnection) async {
@@ -462,7 +486,11 @@ final class SimClient: @unchecked Sendable {  // as its world
             return world.violate("generation \(generation) is as at \(instants.ranges), which is no safe point")
         }
         committedTo = first
+        forget()
     }
+
+    /// Whatever is lost, the disk goes back no further than this.
+    func forget() { model.forget(before: min(committedTo, max(safeTo, rolledBackAt))) }
 
     /// Ends every connection as a client does that is done; attaches for it where a server took them away meanwhile.
     func disconnect() async {

@@ -10,6 +10,8 @@ final class SimReader: @unchecked Sendable {  // as its world
     private let connection: SimConnection
     private let record: GenerationRecord
     private let seen: [UInt32: UInt32]
+    /// Those of `seen`, ascending.
+    private let granules: [UInt32]
 
     /// - Parameter seen: what the generation shows.
     init(_ world: World, _ server: SimServer, _ record: GenerationRecord, seen: [UInt32: UInt32]) {
@@ -17,6 +19,7 @@ final class SimReader: @unchecked Sendable {  // as its world
         self.record = record
         let end = UInt32(record.sizeBytes / UInt64(Pattern.granuleBytes))
         self.seen = seen.filter { $0.key < end }
+        granules = self.seen.keys.sorted()
         connection = SimConnection(world, server)
     }
 
@@ -32,7 +35,7 @@ final class SimReader: @unchecked Sendable {  // as its world
         }
         let end = world.nowNs + durationNs
         while world.nowNs < end, !isOver(), !connection.isCut, world.violation == nil {
-            guard let granule = seen.keys.sorted().randomElement(using: &world.chance) else { break }
+            guard let granule = granules.randomElement(using: &world.chance) else { break }
             let wasNamed = isNamed(export)
             let request = SimRequest(.read, offset: UInt64(granule) * 256, lengthBytes: Pattern.granuleBytes)
             if case .done = await connection.run(request) {

@@ -83,6 +83,8 @@ final class World: @unchecked Sendable {  // one thread runs it
 
     private var events: [Event] = []
     private var eventCount: UInt64 = 0
+    /// The loops that have something to do: of one step.
+    private var ready: [Loop] = []
     private var clocks: [Clock] = []
     /// What is left of a dead machine may still ask them for the time.
     private var stopped: [Clock] = []
@@ -208,9 +210,9 @@ final class World: @unchecked Sendable {  // one thread runs it
 
     /// One step of one loop, one event, or the passing of time. false: nothing will ever happen again.
     func step() -> Bool {
-        var ready: [(clock: Clock, loop: Loop)] = []
+        ready.removeAll(keepingCapacity: true)
         for clock in clocks where !clock.isStopped {
-            for loop in clock.loops where loop.isReady { ready.append((clock, loop)) }
+            for loop in clock.loops where loop.isReady { ready.append(loop) }
         }
         let isDue = events.first.map { $0.atNs <= nowNs } ?? false
         if ready.isEmpty, !isDue { return passTime() }
@@ -220,7 +222,7 @@ final class World: @unchecked Sendable {  // one thread runs it
         if choice == ready.count {
             pop().work()
         } else {
-            ready[choice].loop.step(timersFirst: chance.one(in: 4), messagesFirst: chance.one(in: 2))
+            ready[choice].step(timersFirst: chance.one(in: 4), messagesFirst: chance.one(in: 2))
         }
         return true
     }
