@@ -33,7 +33,7 @@ public final class MemoryScratch: ScratchDisk {
         var nextNumber: UInt64 = 0
         var failures: [Failure] = []
         /// What fails until it is told otherwise.
-        var failing: [Call: Int32] = [:]
+        var failing: [Call: (errno: Int32, path: String)] = [:]
         var writesInline = true
         var isFull = false
         var holdsCompletions = false
@@ -182,8 +182,10 @@ public final class MemoryScratch: ScratchDisk {
         state.withLock { $0.failures.append(Failure(call: call, errno: errno, path: path)) }
     }
 
-    /// Every `call` fails with `errno` from now on, as `failNext` says; nil: no longer.
-    public func fail(_ call: Call, errno: Int32?) { state.withLock { $0.failing[call] = errno } }
+    /// Every `call` (on a path that begins with `path`) fails with `errno` from now on, as `failNext` says; nil: no longer.
+    public func fail(_ call: Call, errno: Int32?, path: String = "") {
+        state.withLock { $0.failing[call] = errno.map { ($0, path) } }
+    }
 
     /// Turns one bit of a file over, as a failing device may.
     public func flipBit(_ path: String, at offset: UInt64, bit: Int = 0) {
@@ -231,7 +233,7 @@ public final class MemoryScratch: ScratchDisk {
 
     func takeFailure(_ call: Call, _ path: String) -> ScratchError? {
         let errno = state.withLock { state -> Int32? in
-            if let errno = state.failing[call] { return errno }
+            if let failing = state.failing[call], path.hasPrefix(failing.path) { return failing.errno }
             let index = state.failures.firstIndex { $0.call == call && path.hasPrefix($0.path ?? "") }
             return index.map { state.failures.remove(at: $0).errno }
         }

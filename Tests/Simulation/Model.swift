@@ -94,6 +94,8 @@ final class Model {
     private var sortedGranules: [UInt32]?
     /// Nobody asks about instants before it any more.
     private var forgottenTo: UInt64 = 0
+    /// When those began to look who have not seen yet.
+    private var looks: [UInt64] = []
     /// As the client knows it.
     var sizeBytes: UInt64
 
@@ -182,15 +184,20 @@ final class Model {
         }
     }
 
-    /// Nobody will ask about instants before `floor`: lets go of what shows at none from there on.
+    /// Somebody looks at the disk, and will ask what may be seen from `tick` on: nothing of that is forgotten before `endLook`.
+    func beginLook(at tick: UInt64) { looks.append(tick) }
+    func endLook(at tick: UInt64) { looks.remove(at: looks.firstIndex(of: tick)!) }
+
+    /// Nobody else will ask about instants before `floor`: lets go of what shows at none from there on.
     func forget(before floor: UInt64) {
+        let floor = min(floor, looks.min() ?? .max)
         guard floor > forgottenTo else { return }
         forgottenTo = floor
         while firstSafePoint < safePoints.count, safePoints[firstSafePoint].end < floor { firstSafePoint += 1 }
         for place in history.values.indices where history.values[place].count > 1 {
             let entries = history.values[place]
             // What ended before another one began that is there for sure, and has ended too, does not come back.
-            let newest = entries.lazy.filter { self.isCertain($0) && self.end($0) <= floor }.map(\.start).max() ?? 0
+            let newest = entries.lazy.filter { self.isCertain($0) && self.end($0) < floor }.map(\.start).max() ?? 0
             if entries.contains(where: { end($0) < newest }) {
                 history.values[place].removeAll { end($0) < newest }
             }

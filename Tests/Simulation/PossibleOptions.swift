@@ -27,7 +27,7 @@ struct PossibleOptions {
     /// All that were possible at any time since `tick`.
     func all(since tick: UInt64) -> [DiskOptions] { now + gone.filter { $0.until >= tick }.map(\.options) }
 
-    var shortestWindowMs: Int64 { now.map(\.resumeWindowMs).min()! }
+    func shortestWindowMs(since tick: UInt64) -> Int64 { all(since: tick).map(\.resumeWindowMs).min()! }
 
     /// A flush may make a safe point.
     func mayTakeFlushes(since tick: UInt64) -> Bool {

@@ -1,5 +1,6 @@
 // What goes wrong in a world, and how much of it. Some of it in several steps, where one alone would seldom meet the other.
 
+import BlockCache
 import ObjectStore
 import Runtime
 
@@ -8,7 +9,7 @@ import Runtime
 /// Kinds of trouble; `simulate --without` leaves some out.
 enum Trouble: String, CaseIterable {
     case cut, cutAll, kill, powerLoss, scratchLoss, move, growth, outage, badWay, obstacle, clock, fullOnce, full,
-        bitRot
+        bitRot, coldPages
     case failingScratch, descriptors, stop, suspension, readers
     // Not of their own, but of what goes on all the time, or is looked at.
     case widening, options, staleSuperBlock, leaving, guests, comebacks, refusals, flood, leftovers
@@ -30,6 +31,7 @@ enum Trouble: String, CaseIterable {
         case .fullOnce: 3
         case .full: 4
         case .bitRot: 3
+        case .coldPages: 4
         case .failingScratch: 2
         case .descriptors: 2
         case .stop: 5
@@ -58,7 +60,8 @@ extension Run {
 
     func trouble() {
         guard !isCalm, world.violation == nil else { return }
-        let kind = Trouble.random(&world.chance)
+        // A small scratch disk is full more often than others.
+        let kind = shape.isTight && world.chance.one(in: 12) ? .full : Trouble.random(&world.chance)
         if !without.contains(kind) {
             meet(kind, world.chance.below(2), clients.randomElement(using: &world.chance)!)
         }
@@ -73,7 +76,7 @@ extension Run {
             client.cutOne()
         case .cutAll:
             count("cut of all connections")
-            client.cutAll()
+            if world.chance.one(in: 4) { client.goAway() } else { client.cutAll() }
         case .kill: restart(machine, .window, "kill")
         case .powerLoss: losePower(machine)
         case .scratchLoss: restart(machine, .scratch, "loss of the scratch disk")
@@ -100,6 +103,7 @@ extension Run {
             count("scratch disk that is full once")
             server.scratch.failNext(.write, errno: 28)
         case .full: fill(machine, client)
+        case .coldPages: cool(machine)
         case .bitRot: rot(server)
         case .failingScratch:
             guard let server else { return }
@@ -126,7 +130,10 @@ extension Run {
     /// Heads of a disk can't be written at its server for a while, when somebody else is about to attach.
     func hinder(_ number: Int) {
         if without.contains(.obstacle) { return }
-        let effects: [Obstacle.Effect] = [.refuse, .unavailable, .timeOut, .hang(inFront: world.chance.one(in: 2))]
+        // One that is refused at once changes as little as one that waits for long.
+        let effects: [Obstacle.Effect] = [
+            .refuse, .refuse, .unavailable, .timeOut, .hang(inFront: world.chance.one(in: 2)),
+        ]
         count("somebody attaches, and the head can't be written")
         obstacles[home[number]].add(
             Obstacle(
@@ -223,20 +230,47 @@ extension Run {
             ? Int64(world.chance.below(7_200_000)) - 3_600_000 : -Int64(world.chance.below(600_000))
     }
 
-    /// A scratch disk stays full for a while. Clients are cut meanwhile, and go back, and the server may not live to see the
-    /// end of it.
-    private func fill(_ machine: Int, _ client: SimClient) {
+    /// A scratch disk stays full for a while, or only one disk's journal finds no room while others do. Clients are cut
+    /// meanwhile, and go back, and the server may not live to see the end of it.
+    private func fill(_ machine: Int, _ any: SimClient) {
         guard let server = servers[machine] else { return }
-        count("full scratch disk")
-        server.scratch.fail(.write, errno: 28)
+        let client =
+            clients.indices.filter { home[$0] == machine }.randomElement(using: &world.chance).map { clients[$0] }
+            ?? any
+        var path = ""
+        if world.chance.one(in: 2), let head = heads[client.disk] {
+            path = DiskOpener.journalFolder(client.disk, head.diskID)
+        }
+        count(path.isEmpty ? "full scratch disk" : "no room for one disk's journal")
+        server.scratch.fail(.write, errno: 28, path: path)
         if !world.chance.one(in: 4) {
-            world.after(world.chance.ns(0...200_000_000)) { client.cutAll() }
+            let staysAway = world.chance.one(in: 2)
+            world.after(world.chance.ns(0...200_000_000)) { if staysAway { client.goAway() } else { client.cutAll() } }
         }
         let isKilled = world.chance.one(in: 2)
         world.after(world.chance.ns(10_000_000...15_000_000_000)) { [self] in
             if isKilled, servers[machine] === server, !isCalm { restart(machine, .window, "kill") }
             server.scratch.fail(.write, errno: nil)
         }
+    }
+
+    /// A server's manifest pages are pushed out again and again for a while, and take long to come.
+    private func cool(_ machine: Int) {
+        if isForgetful { return }
+        count("manifest pages that are not kept, and take long")
+        let endNs = world.nowNs + world.chance.ns(100_000_000...4_000_000_000)
+        obstacles[machine].add(
+            Obstacle(
+                kind: .page, disk: nil, writes: false, effect: .slow(world.chance.ns(50_000_000...1_500_000_000)),
+                untilNs: endNs))
+        isForgetful = true
+        forget(machine, untilNs: endNs)
+    }
+
+    private func forget(_ machine: Int, untilNs: UInt64) {
+        guard isForgetful, world.nowNs < untilNs else { return isForgetful = false }
+        for context in servers[machine]?.contexts ?? [] { context.manifests.evict(to: 0) }
+        world.after(world.chance.ns(10_000_000...300_000_000)) { [self] in forget(machine, untilNs: untilNs) }
     }
 
     private func rot(_ server: SimServer?) {
@@ -295,6 +329,13 @@ extension Run {
         for case let server? in servers {
             for context in server.contexts where context.arena.inUse > context.arena.capacity {
                 world.violate("\(server.id) holds \(context.arena.inUse) dirty pages")
+            }
+            // Frames and layers, and what one request adds.
+            for context in server.contexts
+            where context.arena.heldBytes > context.arena.capacity * Geometry.pageBytes + (2 << 20) {
+                world.violate(
+                    "\(server.id) holds \(context.arena.heldBytes) bytes of dirty memory, \(context.arena.overheadBytes) of layers"
+                )
             }
             if server.freeRequestBytes < -(4 << 20) {
                 world.violate("\(server.id) has overdrawn its requests' memory by \(-server.freeRequestBytes) bytes")

@@ -60,6 +60,8 @@ final class Run: @unchecked Sendable {  // as its world
     /// The longest time from one trouble to the next.
     private(set) var longestPeaceNs: UInt64 = 16_000_000_000
     private(set) var isCalm = false
+    /// Servers find no manifest page in memory that they had before.
+    var isForgetful = false
     private let operations: Int
     private let isHostile: Bool
 
@@ -89,6 +91,7 @@ final class Run: @unchecked Sendable {  // as its world
         trustsStoredBytes = fault == .unverifiedSlice
         shape.commitIntervalMs = [20, 200, 2_000].randomElement(using: &world.chance)!
         let isTight = world.chance.one(in: 4)
+        shape.isTight = isTight
         if isTight {
             shape.journalPerDiskBytes = 4 << 20
             // With the least of them, whoever writes asks the others for room.
@@ -112,6 +115,9 @@ final class Run: @unchecked Sendable {  // as its world
             _ = machine
         }
         for number in 0..<count { addClient(number, isTight) }
+        // No room for the pages on the way to one block: nothing would ever be found there.
+        let isDeep = clients.contains { $0.shape.isResized || $0.model.sizeBytes > 8 << 30 }
+        if isDeep { shape.manifestBytes = max(shape.manifestBytes, 32 << 10) }
         store.onPut = { [unowned self] sender, location, key, bytes in stored(sender, location, key, bytes) }
         store.onDelete = { [unowned self] sender, location, key in
             if life == nil { world.violate("\(sender) deleted \(key)") }
@@ -472,6 +478,7 @@ final class Run: @unchecked Sendable {  // as its world
             for bucket in server?.buckets ?? [] { bucket.faults = StoreFaults() }
             server?.goOn()
             server?.scratch.fail(.open, errno: nil)
+            isForgetful = false
             server?.scratch.fail(.write, errno: nil)
         }
         for client in clients { (client.isHostile, client.thinkNs) = (false, 0) }

@@ -47,6 +47,7 @@ struct Deaths {
     var wasTaken = false
     /// When a connection was last known to live.
     var lastLiveNs: UInt64 = 0
+    var lastLiveTick: UInt64 = 0
 
     mutating func add(_ session: String, isCertain: Bool) {
         if isCertain { certain.append(session) } else { pending.append(session) }
@@ -68,7 +69,7 @@ extension SimClient {
     func attachments() async {
         while world.violation == nil {
             connections.removeAll { $0.isCut }
-            if !connections.isEmpty { deaths.lastLiveNs = world.nowNs }
+            if !connections.isEmpty { (deaths.lastLiveNs, deaths.lastLiveTick) = (world.nowNs, world.tick) }
             if busyWorkers == 0, !connections.isEmpty {
                 isAttached = true
                 return
@@ -102,10 +103,11 @@ extension SimClient {
         if who.guest?.wasServed == true, world.chance.one(in: 2) || !isHostile { who.guest = nil }
         if who.guest == nil, let own = who.own, deaths.certain.contains(own) { who.beginAnew() }
         guard isHostile else { return }
+        if world.nowNs < awayUntilNs { await world.sleep(awayUntilNs - world.nowNs) }
         if !without.contains(.comebacks), world.chance.one(in: 4) { await tryTheDead() }
         if who.guest == nil, !without.contains(.guests), world.chance.one(in: 6) {
             who.beginGuest(&world.chance)
-            if world.chance.one(in: 3) { hinder() }
+            if world.chance.one(in: 2) { hinder() }
             // Now and then the window ends before.
             await world.sleep(world.chance.ns(0...(world.chance.one(in: 3) ? 1_500_000_000 : 1_000_000)))
         } else if !hasFlooded, !without.contains(.flood), !deaths.certain.isEmpty, world.chance.one(in: 24) {
@@ -143,6 +145,8 @@ extension SimClient {
             world.violate("\(disk) has \(connection.sizeBytes) bytes of \(sizes.sorted())")
         }
         let before = world.nextTick()
+        model.beginLook(at: before)
+        defer { model.endLook(at: before) }
         if isFirst, !(await verify(connection, before)) {
             if !connection.isCut { connection.cut() }
             return
@@ -178,7 +182,7 @@ extension SimClient {
     /// No reason is known why the session that was last served should not go on.
     private var isUnharmed: Bool {
         // Clocks differ by a tenth, and a server may have noticed earlier that it was cut.
-        let windowNs = UInt64(options.shortestWindowMs) * 1_000_000
+        let windowNs = UInt64(options.shortestWindowMs(since: deaths.lastLiveTick)) * 1_000_000
         return loss == .window && !isElsewhere() && !deaths.othersMayHaveBeenServed && !deaths.wasTaken
             && cutFrom == nil && expected == nil && windowNs >= 10_000_000_000
             && world.nowNs - deaths.lastLiveNs < windowNs / 100 * 80

@@ -95,6 +95,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     var releaseAfterMs: Int64 = 5_000
     var deaths = Deaths()
     var hasFlooded = false
+    /// It does not attach before.
+    var awayUntilNs: UInt64 = 0
     /// Kinds of trouble that it does not make.
     var without: Set<Trouble> = []
     /// Heads can't be written for a while.
@@ -417,6 +419,8 @@ final class SimClient: @unchecked Sendable {  // as its world
         let request = SimRequest(
             .read, offset: UInt64(granules.lowerBound) * 256, lengthBytes: granules.count * Pattern.granuleBytes)
         let start = world.nextTick()
+        model.beginLook(at: start)
+        defer { model.endLook(at: start) }
         let outcome = await connection.run(request)
         let end = world.nextTick()
         world.note("read \(granules) \(outcome)")
@@ -443,6 +447,8 @@ final class SimClient: @unchecked Sendable {  // as its world
             .blockStatus, offset: UInt64(granules.lowerBound) * 256,
             lengthBytes: granules.count * Pattern.granuleBytes, onlyOneExtent: world.chance.one(in: 4))
         let start = world.nextTick()
+        model.beginLook(at: start)
+        defer { model.endLook(at: start) }
         let outcome = await connection.run(request)
         let end = world.nextTick()
         world.note("status of \(granules) \(outcome), \(request.extents.count) extents")
@@ -517,5 +523,11 @@ final class SimClient: @unchecked Sendable {  // as its world
     var phase = ""
 
     func cutAll() { for connection in connections { connection.cut() } }
+
+    /// Its host has gone: it comes back later than a short window lasts, mostly.
+    func goAway() {
+        cutAll()
+        awayUntilNs = world.nowNs + world.chance.ns(100_000_000...3_000_000_000)
+    }
     func cutOne() { live.randomElement(using: &world.chance)?.cut() }
 }

@@ -14,6 +14,8 @@ struct ServerShape {
     var journalPerDiskBytes: UInt64 = 64 << 20
     var journalBytes: UInt64 = 128 << 20
     var dirtyBytes = 4 << 20
+    /// Journals have little room, and are committed at any instant for that.
+    var isTight = false
     var cacheBytes: UInt64 = 4 << 20
     var blockFileBytes: UInt64 = 64 << 20
     var takeover = Takeover.dead
