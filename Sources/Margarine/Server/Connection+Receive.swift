@@ -5,9 +5,9 @@ import NBDProtocol
 import Runtime
 
 extension Connection {
-    /// Initial grant of a payload: at least what one receive can bring of it along with its header.
+    /// Granted of a payload before any of it is read: at least what one receive can bring of it along with its header. So a
+    /// header alone keeps no memory from others.
     private static let firstGrantBytes = 512 << 10
-    private static let grantStepBytes = 1 << 20
     private static let hungUp = "the client hung up without DISC"
 
     /// One turn on what the socket has. False when it had nothing.
@@ -42,12 +42,13 @@ extension Connection {
         guard var current = payload else { return false }
         let length = Int(current.header.lengthBytes)
         if current.received == current.granted {
-            let step = min(Self.grantStepBytes, length - current.granted)
-            guard hold(step) else {
-                wait(length - current.granted, finishing: true)
+            // All of the rest, so that nobody waits with half of a payload in his hands.
+            let rest = length - current.granted
+            guard hold(rest) else {
+                wait(rest)
                 return false
             }
-            current.granted += step
+            current.granted = length
         }
         let wanted = current.granted - current.received
         share.vectors[0] = iovec(iov_base: current.buffer + current.received, iov_len: wanted)

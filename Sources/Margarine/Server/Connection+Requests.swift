@@ -23,7 +23,7 @@ extension Connection {
             return false
         }
         if hold(bytes) { return true }
-        wait(bytes, finishing: false)
+        wait(bytes)
         return false
     }
 

@@ -46,7 +46,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         var header: RequestHeader
         var buffer: UnsafeMutableRawPointer
         var received = 0
-        /// Bytes of it that memory was granted for.
+        /// Bytes of it that memory was granted for: a beginning, or all.
         var granted: Int
     }
 
@@ -494,14 +494,14 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     /// Stands in line for `bytes`, with everything else of this connection paused.
-    func wait(_ bytes: Int, finishing: Bool) {
+    func wait(_ bytes: Int) {
         pause = .budget
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         precondition(over > 0 && waitID == nil)
         // Marks the wait as begun in case the grant is posted before `wait` returns.
         waitID = 0
         let loop = share.loop
-        waitID = share.budget.wait(over, account, finishing: finishing) { [self] in
+        waitID = share.budget.wait(over, account) { [self] in
             loop.post { self.granted(over) }
         }
     }

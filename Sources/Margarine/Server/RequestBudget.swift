@@ -4,13 +4,12 @@
 // - A connection takes more only while what it then holds is at most half of what its group may still take; a group only
 //   while what it then holds is at most what stays free. So n greedy connections get the n-th parts, something is left for
 //   whoever comes next, and who is slow has his own share full and waits for himself: others pass him by.
-// - Two exceptions, each for one connection at a time, so that every request is served however large: the oldest who waits
-//   may exceed his share once so much is free; one who is in the middle of a payload (he holds memory that only its end sets
-//   free) may overdraw the budget. An exception is over when as much was given back as it was granted.
-// - While the oldest waits for memory to come free that his exception needs, only those who hold nothing are given any.
-// - Whoever holds memory can go on without more of it, but for those in the middle of a payload. So there is always
-//   somebody who can finish, unless his client stalls: then he is cut.
-// - The budget is overdrawn by one payload, and by what `force` takes for replies already owed; no more.
+// - Who waits holds little: a request takes all that it needs at once, a write when the beginning of its payload has come.
+//   Those who hold much go on without more, unless their clients stall; then they are cut, all at once.
+// - One exception at a time, so that every request is served however large: one of those who wait gets what he needs beside
+//   the budget, so it takes nothing from others. It is over when as much was given back. Groups take turns at it, so whoever
+//   stalls with it is in the way of his own.
+// - The budget is exceeded by one request, and by what `force` takes for replies already owed; no more.
 
 import Synchronization
 
@@ -21,14 +20,19 @@ final class RequestBudget: Sendable {
         let name: String
         var held = 0
         var accounts = 0
-        init(_ name: String) { self.name = name }
+        /// The number of its last exception. Who is new comes before the last that had one, and behind those who wait already.
+        var turn: UInt64
+        init(_ name: String, turn: UInt64) {
+            self.name = name
+            self.turn = turn
+        }
     }
 
     /// What one connection holds. Everything in it is guarded by the lock of its budget.
     final class Account: @unchecked Sendable {
         fileprivate let group: Group
         fileprivate var held = 0
-        /// Of an exception: what has to be given back until it is over.
+        /// What it has beside the budget, and gives back first.
         fileprivate var exempt = 0
         fileprivate init(_ group: Group) { self.group = group }
     }
@@ -41,38 +45,22 @@ final class RequestBudget: Sendable {
     }
 
     private struct State {
+        /// Of the budget, without the exception.
         var available: Int
         var groups: [String: Group] = [:]
-        var finishing: [Waiter] = []
+        /// In the order of their coming.
         var waiting: [Waiter] = []
         var nextID: UInt64 = 1
-        /// Who exceeds his share, and who overdraws.
-        var exceeding: Account?
-        var overdrawing: Account?
-        var prefersOldest = false
-
-        var isEmpty: Bool { finishing.isEmpty && waiting.isEmpty }
-
-        /// The oldest one's exception waits for memory.
-        var isCollecting: Bool {
-            guard exceeding == nil, let oldest = waiting.first else { return false }
-            return oldest.bytes > available
-        }
+        /// Who has the exception.
+        var exception: Account?
+        var turns: UInt64 = 0
 
         func fits(_ bytes: Int, _ account: Account) -> Bool {
             guard bytes <= available else { return false }
-            if account.held > 0, isCollecting { return false }
-            // Exceptions are in nobody's way: they count as if they were not there.
-            let free = available + (exceeding?.exempt ?? 0) + (overdrawing?.exempt ?? 0)
             let group = account.group
-            let ofGroup = group.held - exempt(exceeding, in: group) - exempt(overdrawing, in: group)
-            let room = (free - ofGroup) / 2
+            let exempt = exception?.group === group ? exception?.exempt ?? 0 : 0
+            let room = (available - (group.held - exempt)) / 2
             return account.held + bytes <= room - bytes
-        }
-
-        private func exempt(_ account: Account?, in group: Group) -> Int {
-            guard let account, account.group === group else { return 0 }
-            return account.exempt
         }
 
         mutating func take(_ bytes: Int, _ account: Account) {
@@ -84,60 +72,37 @@ final class RequestBudget: Sendable {
         mutating func give(_ bytes: Int, _ account: Account) {
             take(-bytes, account)
             guard account.exempt > 0 else { return }
-            account.exempt -= bytes
-            if account.exempt > 0, account.held > 0 { return }
-            account.exempt = 0
-            if exceeding === account { exceeding = nil }
-            if overdrawing === account { overdrawing = nil }
+            let repaid = min(bytes, account.exempt)
+            available -= repaid
+            account.exempt -= repaid
+            if account.exempt == 0 { exception = nil }
         }
 
-        /// By turns the oldest, and the one whose group (then which itself) holds least: clients that stall, each of which keeps
-        /// the exception until it is cut, do not all come before one from elsewhere.
-        private mutating func nextToOverdraw() -> Int? {
-            // Who exceeds his share may need this too to come to an end: nobody else's end would help him.
-            let places = finishing.indices.filter {
-                finishing[$0].account.exempt == 0 || finishing[$0].account === exceeding
+        /// Whose turn it is: the oldest of the group that had the exception longest ago.
+        private func nextInTurn() -> Int? {
+            waiting.indices.min {
+                (waiting[$0].account.group.turn, $0) < (waiting[$1].account.group.turn, $1)
             }
-            if places.isEmpty { return nil }
-            prefersOldest.toggle()
-            return prefersOldest
-                ? places[0]
-                : places.min {
-                    let (a, b) = (finishing[$0].account, finishing[$1].account)
-                    return (a.group.held, a.held) < (b.group.held, b.held)
-                }
         }
 
         /// Those who can have now what they wait for.
         mutating func grant() -> [Waiter] {
             var granted: [Waiter] = []
-            finishing = finishing.filter { waiter in
-                guard fits(waiter.bytes, waiter.account) else { return true }
-                take(waiter.bytes, waiter.account)
-                granted.append(waiter)
-                return false
-            }
-            // Before the next overdraft, which would take what it has waited for.
-            if let oldest = waiting.first, exceeding == nil, oldest.account.exempt == 0, oldest.bytes <= available,
-                !fits(oldest.bytes, oldest.account)
-            {
-                take(oldest.bytes, oldest.account)
-                exceeding = oldest.account
-                oldest.account.exempt = oldest.bytes
-                granted.append(waiting.removeFirst())
-            }
-            if overdrawing == nil, let place = nextToOverdraw() {
-                let waiter = finishing.remove(at: place)
-                take(waiter.bytes, waiter.account)
-                overdrawing = waiter.account
-                waiter.account.exempt += waiter.bytes
-                granted.append(waiter)
-            }
             waiting = waiting.filter { waiter in
                 guard fits(waiter.bytes, waiter.account) else { return true }
                 take(waiter.bytes, waiter.account)
                 granted.append(waiter)
                 return false
+            }
+            if exception == nil, let place = nextInTurn() {
+                let waiter = waiting.remove(at: place)
+                take(waiter.bytes, waiter.account)
+                available += waiter.bytes
+                waiter.account.exempt = waiter.bytes
+                turns += 1
+                waiter.account.group.turn = turns
+                exception = waiter.account
+                granted.append(waiter)
             }
             return granted
         }
@@ -156,13 +121,13 @@ final class RequestBudget: Sendable {
 
     /// Whether anybody waits.
     var isContended: Bool { contended.load(ordering: .relaxed) }
-    /// For tests and figures; negative while overdrawn.
-    var availableBytes: Int { state.withLock { $0.available } }
+    /// For tests and figures; negative while exceeded.
+    var availableBytes: Int { state.withLock { $0.available - ($0.exception?.exempt ?? 0) } }
 
     /// For a connection of a client address.
     func open(_ group: String) -> Account {
         state.withLock { state in
-            let found = state.groups[group] ?? Group(group)
+            let found = state.groups[group] ?? Group(group, turn: max(state.turns, 1) - 1)
             state.groups[group] = found
             found.accounts += 1
             return Account(found)
@@ -199,18 +164,17 @@ final class RequestBudget: Sendable {
     }
 
     /// Stands in line for `bytes`; `granted` is called once, when they are the caller's, on any thread, perhaps before
-    /// this returns. With `finishing` they complete a payload. An account waits for one thing at a time.
-    func wait(_ bytes: Int, _ account: Account, finishing: Bool, granted: @escaping @Sendable () -> Void) -> UInt64 {
+    /// this returns. An account waits for one thing at a time.
+    func wait(_ bytes: Int, _ account: Account, granted: @escaping @Sendable () -> Void) -> UInt64 {
         var id: UInt64 = 0
         var isFirst = false
         settle { state in
-            isFirst = state.isEmpty
+            isFirst = state.waiting.isEmpty
             id = state.nextID
             state.nextID += 1
-            let waiter = Waiter(id: id, bytes: bytes, account: account, granted: granted)
-            if finishing { state.finishing.append(waiter) } else { state.waiting.append(waiter) }
+            state.waiting.append(Waiter(id: id, bytes: bytes, account: account, granted: granted))
         }
-        if isFirst { onContention() }
+        if isFirst, isContended { onContention() }
         return id
     }
 
@@ -218,10 +182,9 @@ final class RequestBudget: Sendable {
     func cancel(_ id: UInt64) -> Bool {
         var found = false
         settle { state in
-            let before = state.finishing.count + state.waiting.count
-            state.finishing.removeAll { $0.id == id }
+            let before = state.waiting.count
             state.waiting.removeAll { $0.id == id }
-            found = state.finishing.count + state.waiting.count < before
+            found = state.waiting.count < before
         }
         return found
     }
@@ -229,12 +192,12 @@ final class RequestBudget: Sendable {
     private func settle(_ change: (inout State) -> Void) {
         let granted = state.withLock { state -> [Waiter] in
             change(&state)
-            if state.isEmpty {
+            if state.waiting.isEmpty {
                 contended.store(false, ordering: .relaxed)
                 return []
             }
             let granted = state.grant()
-            contended.store(!state.isEmpty, ordering: .relaxed)
+            contended.store(!state.waiting.isEmpty, ordering: .relaxed)
             return granted
         }
         for waiter in granted { waiter.granted() }
