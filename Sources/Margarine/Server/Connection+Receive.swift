@@ -94,6 +94,7 @@ extension Connection {
             end(reason)
             return
         }
+        returnUnneeded()
         settle()
     }
 

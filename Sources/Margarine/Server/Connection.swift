@@ -519,6 +519,14 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         settle()
     }
 
+    /// What was granted to who waited, and was not needed after all (the device took the write at once when it was asked
+    /// again), goes back.
+    func returnUnneeded() {
+        guard promised > 0, leftover == nil, payload == nil else { return }
+        promised = 0
+        unhold(0)
+    }
+
     func cancelWait() {
         guard let id = waitID else { return }
         // If it was too late, `granted` gives it back.

@@ -60,6 +60,8 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private var isListing = false
 
     private static let chunkBytes = 64 << 10
+    /// Pieces of a long option count as messages.
+    private static let messagesPerTurn = 16
 
     private var noZeroes = false
     private var structuredReplies = false
@@ -139,10 +141,10 @@ final class Handshake: EventHandler, @unchecked Sendable {
         proceed()
     }
 
-    /// Sends what there is to send, then reads and handles message after message until the socket has no more, or an
-    /// export is asked for.
+    /// Sends what there is to send, then reads and handles message after message until the socket has no more, an export is
+    /// asked for, or others should have their turn.
     private func proceed() {
-        while true {
+        for _ in 0..<Self.messagesPerTurn {
             guard flush() else { break }
             switch step {
             case .begun, .asking, .moved, .closed: break

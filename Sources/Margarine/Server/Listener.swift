@@ -176,6 +176,8 @@ final class ServerContext: @unchecked Sendable {
         if let share = shared.withLock({ $0.shares[id] }) { return share }
         let share = LoopShare(loop: loop, limits: limits, budget: budget)
         shared.withLock { $0.shares[id] = share }
+        // It is not among those that were told.
+        if budget.isContended { share.memoryIsShort() }
         return share
     }
 

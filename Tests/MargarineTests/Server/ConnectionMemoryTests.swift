@@ -1,0 +1,174 @@
+// Connections over real sockets while memory is short.
+
+import Glibc
+import Logging
+@testable import Margarine
+import NBDProtocol
+import Runtime
+import Synchronization
+import Testing
+
+@Suite struct ConnectionMemoryTests {
+    private static let quiet = Logger(label: "quiet") { _ in SwiftLogNoOpLogHandler() }
+    private static let capacity = 1 << 20
+
+    /// An idle connection kept it until its next request.
+    @Test func memoryThatWasWaitedForAndNotNeededGoesBack() async throws {
+        let bed = try Bed()
+        let connection = try await bed.connection(on: bed.loops[0], memory: .short)
+        bed.send(write: 8 << 10, of: 8 << 10, to: connection)
+        try await bed.wait("it waits, and is answered") { bed.device.tries == 2 && bed.hasReply(connection) }
+        try await bed.wait("nothing is held") { bed.context.availableBytes == 0 }
+    }
+
+    /// Only the loops that had connections when memory became short looked for stalled clients.
+    @Test func aLoopThatComesLaterCutsStalledClientsToo() async throws {
+        let bed = try Bed { $0.stallSeconds = 1 }
+        _ = try await bed.connection(on: bed.loops[0], memory: .contended)
+        let stalled = try await bed.connection(on: bed.loops[1], memory: .contended)
+        bed.send(write: 100 << 10, of: 64 << 10, to: stalled)
+        try await bed.wait("it is cut") { bed.ended.load(ordering: .relaxed) == 1 }
+    }
+
+    /// As long as its client sent, nobody else was listened to.
+    @Test func aHandshakeGivesOthersTheirTurn() throws {
+        let loop = Loop(name: "driven", clock: { 1 })
+        let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
+        let (near, far) = try Bed.pair()
+        loop.post { context.welcome(far) }
+        loop.step()
+        var bytes: [UInt8] = [0, 0, 0, 3]
+        for _ in 0..<200 {
+            bytes.appendWire(NBD.Magic.option)
+            bytes.appendWire(UInt32(99))
+            bytes.appendWire(UInt32(0))
+        }
+        #expect(bytes.withUnsafeBytes { Sockets.send(near.raw, $0) } == .bytes(bytes.count))
+        loop.descriptorsMayBeReady()
+        loop.step()
+        #expect(Sockets.arrivedBytes(far.raw) > 0, "not all at once")
+        for _ in 0..<100 where loop.isReady { loop.step() }
+        #expect(Sockets.arrivedBytes(far.raw) == 0)
+    }
+
+    // MARK: The bed
+
+    private final class Bed: Sendable {
+        enum Memory {
+            /// All of it is held by somebody.
+            case short
+            /// One waits who wants more than his share.
+            case contended
+        }
+
+        let loops: [Loop]
+        let context: ServerContext
+        let device = HesitantDevice()
+        let ended = Atomic<Int>(0)
+        private let isFilled = Atomic<Bool>(false)
+        private let near = Mutex<[ObjectIdentifier: FileDescriptor]>([:])
+
+        init(_ change: (inout ConnectionLimits) -> Void = { _ in }) throws {
+            loops = try (0..<2).map { try Loop(name: "disks-\($0)") }
+            for loop in loops { try loop.start() }
+            var limits = ConnectionLimits()
+            limits.ownBytesPerConnection = 0
+            change(&limits)
+            context = ServerContext(
+                provider: NoExports(), loop: loops[0], limits: limits, log: quiet, budgetBytes: capacity)
+        }
+
+        deinit { for loop in loops { loop.stop() } }
+
+        static func pair() throws -> (FileDescriptor, FileDescriptor) {
+            var ends: [Int32] = [-1, -1]
+            let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+            try #require(socketpair(AF_UNIX, kind, 0, &ends) == 0)
+            return (FileDescriptor(owning: ends[0]), FileDescriptor(owning: ends[1]))
+        }
+
+        /// A connection in its transmission phase.
+        func connection(on loop: Loop, memory: Memory) async throws -> Connection {
+            let (client, server) = try Bed.pair()
+            let connection = await withCheckedContinuation { done in
+                loop.post { [self] in
+                    let share = context.share(of: loop)
+                    if !isFilled.exchange(true, ordering: .relaxed) { fill(share.budget, memory) }
+                    let rules = RequestRules(
+                        sizeBytes: 1 << 30, isReadOnly: false, structuredReplies: false, allocationContext: false)
+                    let made = Connection(
+                        socket: server, share: share, device: device, rules: rules,
+                        client: ClientIdentity(address: "test", host: "test"), exportName: "test", log: quiet,
+                        ended: { [self] in ended.add(1, ordering: .relaxed) })
+                    made.start(reply: [])
+                    done.resume(returning: made)
+                }
+            }
+            near.withLock { $0[ObjectIdentifier(connection)] = client }
+            return connection
+        }
+
+        private func fill(_ budget: RequestBudget, _ memory: Memory) {
+            switch memory {
+            case .short: budget.force(capacity, budget.open("others"))
+            case .contended:
+                for name in ["the exception", "in line"] {
+                    _ = budget.wait(capacity, budget.open(name), granted: {})
+                }
+            }
+        }
+
+        /// The first `count` bytes of a WRITE of `length`.
+        func send(write length: Int, of count: Int, to connection: Connection) {
+            var bytes: [UInt8] = []
+            bytes.appendWire(NBD.Magic.request)
+            bytes.appendWire(UInt16(0))
+            bytes.appendWire(NBD.Command.write.rawValue)
+            bytes.appendWire(UInt64(7))
+            bytes.appendWire(UInt64(0))
+            bytes.appendWire(UInt32(length))
+            bytes += [UInt8](repeating: 1, count: count)
+            let fd = near.withLock { $0[ObjectIdentifier(connection)]?.raw } ?? -1
+            #expect(bytes.withUnsafeBytes { Sockets.send(fd, $0) } == .bytes(bytes.count))
+        }
+
+        func hasReply(_ connection: Connection) -> Bool {
+            Sockets.arrivedBytes(near.withLock { $0[ObjectIdentifier(connection)]?.raw } ?? -1) == Reply.simpleBytes
+        }
+
+        func wait(_ what: Comment, until isTrue: () -> Bool) async throws {
+            for _ in 0..<1000 {
+                if isTrue() { return }
+                try await Task.sleep(for: .milliseconds(10))
+            }
+            Issue.record(what)
+        }
+    }
+
+    /// Has no room for the first write, and then it has.
+    private final class HesitantDevice: BlockDevice {
+        let sizeBytes: UInt64 = 1 << 30
+        let isReadOnly = false
+        private let count = Atomic<Int>(0)
+        var tries: Int { count.load(ordering: .relaxed) }
+
+        func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline { .done }
+        func tryWrite(
+            offset: UInt64, lengthBytes: Int, from buffer: UnsafeRawPointer, client: any DeviceClient
+        ) -> Inline { count.add(1, ordering: .relaxed).newValue == 1 ? .later : .done }
+        func endTurn(client: any DeviceClient) -> TurnEnd { .acknowledged }
+        func submit(_ request: DeviceRequest) { Issue.record("nothing is submitted") }
+        func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {}
+        func leave(_ client: any DeviceClient, clean: Bool) {}
+    }
+
+    private struct NoExports: ExportProvider {
+        func list() async throws(AttachError) -> [ExportInfo] { [] }
+        func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
+            throw AttachError(.unknown, "no export")
+        }
+        func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
+            throw AttachError(.unknown, "no export")
+        }
+    }
+}
