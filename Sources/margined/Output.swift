@@ -75,6 +75,8 @@ enum Output {
 
     /// Standard error for a daemon, which never waits for its reader.
     static let log = LineWriter(descriptor: STDERR_FILENO)
+    /// Standard output for a daemon, likewise.
+    static let announcements = LineWriter(descriptor: STDOUT_FILENO)
     /// How long the end of the process waits for the reader of the last words.
     private static let lastWordsMs = 1_000
 

@@ -3,6 +3,7 @@ import Foundation
 import Glibc
 import Logging
 import Margarine
+import Runtime
 
 /// `margined serve`: reads the settings, runs one daemon, and passes signals on to it.
 struct Serve: AsyncParsableCommand {
@@ -96,6 +97,9 @@ struct Serve: AsyncParsableCommand {
         level.current = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         let isJournal = ProcessInfo.processInfo.environment["JOURNAL_STREAM"] != nil
         let log = Logger(label: "margined") { _ in StderrLog(shared: level, isJournal: isJournal) }
+        guard Output.log.prepare() else {
+            throw Failure("the system has no thread for the log: raise the limit of threads (pids, ulimit -u)")
+        }
         raiseDescriptorLimit(for: settings, log)
         try await ServeRun(settings: settings, level: level, log: log, reread: self.settings).run()
     }
@@ -156,8 +160,7 @@ private struct ServeRun {
             switch event {
             case .started(.success(let addresses)):
                 isServing = true
-                Output.line((["ready"] + addresses).joined(separator: " "))
-                try? Output.finish()
+                Output.announcements.add((["ready"] + addresses).joined(separator: " ").printable)
                 ServiceManager.notify("READY=1\nSTATUS=serving \(addresses.joined(separator: " "))")
             case .started(.failure(let error)):
                 throw error

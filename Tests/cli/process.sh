@@ -88,6 +88,39 @@ PYTHON
   kill "$reader"
 }
 
+# Standard output and the service manager's socket, full before the daemon is ready.
+t_row_34_nobody_reads_standard_output() {
+  $python - "$margined" "$dir" <<'PYTHON' || die "the daemon: $(tail -3 "$dir/log")"
+import os, socket, subprocess, sys, time
+margined, dir = sys.argv[1:]
+os.mkdir(dir + "/store")
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+try:
+    while True: os.write(writer, bytes(4096))
+except BlockingIOError: pass
+os.set_blocking(writer, True)
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind(dir + "/notify")
+filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+filler.setblocking(False)
+try:
+    while True: filler.sendto(b"x", dir + "/notify")
+except BlockingIOError: pass
+daemon = subprocess.Popen([margined, "serve", "--scratch", dir + "/scratch", "--unix", dir + "/s", "--store", "file://" + dir + "/store"],
+    stdout=writer, stderr=open(dir + "/log", "w"), env=dict(os.environ, NOTIFY_SOCKET=dir + "/notify"))
+try:
+    for _ in range(200):
+        if os.path.exists(dir + "/s"): break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    daemon.terminate()
+    assert daemon.wait(15) == 0
+finally:
+    daemon.kill()
+PYTHON
+}
+
 t_row_34_names_make_no_lines_of_their_own() {
   m 0 disk create d --size 1G --store "file://$dir/store"
   serve --store "file://$dir/store" --unix "$dir/s" --log-level trace
@@ -110,6 +143,27 @@ PYTHON
   one_line
   grep -q $'[\r\e]' "$dir/err" && die "a control character in the error: $err"
   return 0
+}
+
+t_a_daemon_that_stands_still_is_not_waited_for_long() {
+  serve --store "file://$dir/store" --unix "$dir/s"
+  kill -STOP "$pid"
+  $python - "$margined" "$dir" <<'PYTHON' || die "status does not end"
+import socket, subprocess, sys, time
+margined, dir = sys.argv[1:]
+waiting = []
+try:
+    while len(waiting) < 1000:
+        s = socket.socket(socket.AF_UNIX)
+        s.setblocking(False)
+        s.connect(dir + "/scratch/control.sock")
+        waiting.append(s)
+except BlockingIOError: pass
+asked = subprocess.run([margined, "status", "--scratch", dir + "/scratch"], capture_output=True, text=True, timeout=20)
+assert asked.returncode == 1 and "does not answer" in asked.stderr, asked
+PYTHON
+  kill -CONT "$pid"
+  stop TERM 0
 }
 
 t_row_36_a_daemon_that_ends_leaves_anothers_socket() {

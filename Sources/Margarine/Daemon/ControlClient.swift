@@ -16,6 +16,8 @@ public final class ControlClient: Sendable {
         }
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw DaemonError("cannot make a socket: \(errnoText())") }
+        // A daemon that stands still accepts nobody.
+        _ = ControlLine(fd: fd, patienceSeconds: 5)
         guard address.connect(fd) == 0 else {
             // Closed by `deinit`, which runs though this is an error.
             let reason = errno
@@ -25,6 +27,8 @@ public final class ControlClient: Sendable {
                     "no daemon listens on '\(path)': start one, or name its --scratch, --control or --config")
             case EACCES:
                 throw DaemonError("no permission for '\(path)': ask as the user who runs the daemon, or as root")
+            case EAGAIN:
+                throw DaemonError("the daemon at '\(path)' does not answer: it stands still, or is asked by too many")
             default: throw DaemonError("cannot connect to '\(path)': \(errnoText(reason))")
             }
         }

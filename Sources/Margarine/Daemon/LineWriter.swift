@@ -34,10 +34,21 @@ package final class LineWriter: Sendable {
         self.limitBytes = limitBytes
     }
 
+    /// Makes the thread now, so that writing never falls to whoever adds a line. False when the system has none to give.
+    package func prepare() -> Bool {
+        let starts = state.withLock { state in
+            defer { state.hasThread = true }
+            return !state.hasThread
+        }
+        guard starts, !startDetachedThread(name: Self.threadName, { self.writeForEver() }) else { return true }
+        state.withLock { $0.hasThread = false }
+        return false
+    }
+
     /// Takes one line, without its end. Dropped and counted where no room is left.
     package func add(_ line: String) {
         let bytes = Array(line.utf8) + [UInt8(ascii: "\n")]
-        let starts = state.withLock { state in
+        let isTaken = state.withLock { state in
             guard state.bytes + bytes.count <= limitBytes else {
                 state.lost += 1
                 return false
@@ -45,14 +56,10 @@ package final class LineWriter: Sendable {
             if state.lost > 0 { state.append(State.lostLine(state.lost)) }
             state.lost = 0
             state.append(bytes)
-            defer { state.hasThread = true }
-            return !state.hasThread
+            return true
         }
-        if starts, !startDetachedThread(name: Self.threadName, { self.writeForEver() }) {
-            // Without a thread: what the reader takes at once. The next line tries for a thread again.
-            state.withLock { $0.hasThread = false }
-            writeWhatIsTaken(untilNs: 0)
-        }
+        // Without a thread: what the reader takes at once. The next line tries for a thread again.
+        if isTaken, !prepare() { writeWhatIsTaken(untilNs: 0) }
         bell.ring()
     }
 

@@ -92,4 +92,18 @@ private final class Pipe {
         let count = pipe.readAll().split(separator: "\n").count
         #expect(count > 100)
     }
+
+    @Test("row 37: the log's thread is made before any other can be missing") func threadInTime() async throws {
+        let pipe = try Pipe()
+        let writer = LineWriter(descriptor: pipe.writeEnd)
+        #expect(writer.prepare())
+        await Threads.refusing("log") {
+            #expect(!LineWriter(descriptor: pipe.writeEnd).prepare())
+            // What a pipe does not take at once is lost without a thread.
+            for _ in 0..<2000 { writer.add(String(repeating: "z", count: 99)) }
+            let first = pipe.readAll()
+            writer.flush(timeoutMs: 5_000)
+            #expect((first + pipe.readAll()).split(separator: "\n").count == 2000)
+        }
+    }
 }
