@@ -39,7 +39,7 @@ public func encodePatch(
     defer { run.deallocate() }
     var packedIndex = 0
     var length = 0
-    data.forEachPage { index in
+    data.forEach { index in
         let source = pages! + (layout == .packed ? packedIndex : index) * page
         packedIndex += 1
         if isZero(UnsafeRawBufferPointer(start: source, count: page)) {

@@ -175,12 +175,12 @@ struct SegmentHeader: Sendable, Equatable {
                 scatter(UnsafeRawPointer(plain.baseAddress!), patch.data, to: frame)
             }
         }
-        patch.zeroes.forEachPage { memset(frame + $0 * page, 0, page) }
+        patch.zeroes.forEach { memset(frame + $0 * page, 0, page) }
     }
 
     private static func scatter(_ pages: UnsafeRawPointer, _ mask: PageMask, to frame: UnsafeMutableRawPointer) {
         var source = pages
-        mask.forEachPage {
+        mask.forEach {
             memcpy(frame + $0 * Geometry.pageBytes, source, Geometry.pageBytes)
             source += Geometry.pageBytes
         }
@@ -261,22 +261,6 @@ struct DeltaIndex: Sendable, Equatable {
         }
         guard objectLengthBytes == end, objectLengthBytes == UInt64(object.count) else {
             throw .corrupt("delta object of \(object.count) bytes ends at \(end)")
-        }
-    }
-}
-
-extension PageMask {
-    /// Calls `body` with each page of the set, ascending.
-    @inline(__always) func forEachPage(_ body: (Int) -> Void) {
-        var bits = low
-        while bits != 0 {
-            body(bits.trailingZeroBitCount)
-            bits &= bits - 1
-        }
-        bits = high
-        while bits != 0 {
-            body(64 + bits.trailingZeroBitCount)
-            bits &= bits - 1
         }
     }
 }

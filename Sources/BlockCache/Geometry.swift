@@ -66,6 +66,19 @@ public struct PageMask: Hashable, Sendable {
         let width = r.count == 64 ? UInt64.max : (1 << UInt64(r.count)) - 1
         return width << UInt64(r.lowerBound)
     }
+    /// Calls `body` with each page of the set, ascending.
+    @inlinable @inline(__always) public func forEach(_ body: (Int) -> Void) {
+        var bits = low
+        while bits != 0 {
+            body(bits.trailingZeroBitCount)
+            bits &= bits - 1
+        }
+        bits = high
+        while bits != 0 {
+            body(64 + bits.trailingZeroBitCount)
+            bits &= bits - 1
+        }
+    }
     public static func | (a: Self, b: Self) -> Self { PageMask(low: a.low | b.low, high: a.high | b.high) }
     public static func & (a: Self, b: Self) -> Self { PageMask(low: a.low & b.low, high: a.high & b.high) }
     public static prefix func ~ (a: Self) -> Self { PageMask(low: ~a.low, high: ~a.high) }

@@ -389,19 +389,4 @@ extension PageMask {
             ? (low & (1 << UInt64(page) &- 1)).nonzeroBitCount
             : low.nonzeroBitCount + (high & (1 << UInt64(page - 64) &- 1)).nonzeroBitCount
     }
-
-    /// Calls `body` with each page in the mask, ascending.
-    @inline(__always)
-    func forEach(_ body: (Int) -> Void) {
-        var bits = low
-        while bits != 0 {
-            body(bits.trailingZeroBitCount)
-            bits &= bits - 1
-        }
-        bits = high
-        while bits != 0 {
-            body(64 + bits.trailingZeroBitCount)
-            bits &= bits - 1
-        }
-    }
 }
