@@ -106,7 +106,7 @@ package final class Journal: @unchecked Sendable {
         didSet { tellQuiet() }
     }
     var directoryIsSynced = true
-    var marker: JournalMarker
+    let marker: JournalMarker
 
     /// A batch that did not complete inline is whole now (or failed).
     var onAppended: (_ turn: UInt64, _ error: ScratchError?) -> Void = { _, _ in }
@@ -126,6 +126,7 @@ package final class Journal: @unchecked Sendable {
         syncedSequence = lastSequence
         nextNumber = 1
         marker = JournalMarker(folder: folder, diskID: diskID, epoch: epoch, context: context)
+        marker.onQuiet = { [weak self] in self?.tellQuiet() }
     }
 
     deinit {
@@ -370,8 +371,8 @@ package final class Journal: @unchecked Sendable {
     }
 
     /// Nothing is written any more, for the disk is not this object's any more: what is queued was never acknowledged. Calls
-    /// `done` when no write and no sync is under way any more: then another object may take the journal up, and finds in the
-    /// mark whether a sync has failed.
+    /// `done` when no write and no sync is under way any more, of the mark neither: then another object may take the journal up,
+    /// and finds in the mark whether a sync has failed.
     func abandon(_ done: @escaping () -> Void = {}) {
         if failure == nil {
             isAbandoned = true
@@ -383,7 +384,7 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func tellQuiet() {
-        if isWriting || isSyncing { return }
+        if isWriting || isSyncing || !marker.isQuiet { return }
         let waiting = whenQuiet
         whenQuiet = []
         for done in waiting { done() }

@@ -1,4 +1,7 @@
 // Writes the mark of an attached disk: at the attach, and in the background after each sync. See JournalMark.swift.
+//
+// Always holds: that a sync has failed is written until it is in the file, and nobody takes the journal up before (`isQuiet`);
+// a write that failed is done again in its own slot, so that the other one stays whole.
 
 internal import BlockCache
 internal import Runtime
@@ -14,6 +17,12 @@ final class JournalMarker: @unchecked Sendable {  // owned by the disk's loop
     private var file: (any ScratchFile)?
     private var isWriting = false
     private var isStale = false
+    /// The file does not say yet that a sync has failed.
+    private var owesFailure = false
+    private var waits = ScratchWaits()
+    /// No write of the mark is under way, and none is owed.
+    var isQuiet: Bool { !isWriting && !owesFailure }
+    var onQuiet: () -> Void = {}
     private let slot: UnsafeMutableRawBufferPointer
 
     init(folder: String, diskID: ObjectID, epoch: UInt64, context: DiskContext) {
@@ -38,8 +47,10 @@ final class JournalMarker: @unchecked Sendable {  // owned by the disk's loop
             bytes.withUnsafeMutableBytes { mark.put($0.baseAddress! + mark.offset, of: diskID) }
         }
         let file = try context.scratch.open(JournalMark.path(folder), create: true)
+        let hadSyncFailed = mark.hasSyncFailed
         try await file.write(bytes, at: 0)
         isAttached = true
+        if mark.hasSyncFailed != hadSyncFailed { syncFailed() }
     }
 
     /// Records up to `sequence` survive a loss of power. Costs one write of 96 bytes, which nobody waits for.
@@ -51,58 +62,94 @@ final class JournalMarker: @unchecked Sendable {  // owned by the disk's loop
     /// What the kernel has of the journal may not be what the disk has, though a later sync would say so.
     func syncFailed() {
         mark.hasSyncFailed = true
+        owesFailure = isAttached
         write()
     }
 
-    /// The same before the attach is marked: the mark that is there says so from now on, to the next attach.
+    /// The same before the attach is marked: returns once the mark that is there says so, to the next attach.
     func syncFailedBeforeAttach() async {
-        do throws(ScratchError) {
-            guard case .mark(var before) = try await JournalMark.find(in: folder, of: diskID, context.scratch) else {
-                return
+        var waits = ScratchWaits()
+        while true {
+            do throws(ScratchError) { return try await noteFailure() } catch {
+                if waits.trouble == nil { tell(error) }
+                await context.environment.sleep(ns: waits.begin(error))
             }
-            before.count += 1
-            before.hasSyncFailed = true
-            var bytes = [UInt8](repeating: 0, count: JournalMark.slotBytes)
-            bytes.withUnsafeMutableBytes { before.put($0.baseAddress!, of: diskID) }
-            let file = try context.scratch.open(JournalMark.path(folder), create: false)
-            try await file.write(bytes, at: UInt64(before.offset))
-        } catch {
-            context.problem("\(JournalMark.path(folder)) can't say that a sync has failed: \(error)")
         }
+    }
+
+    private func noteFailure() async throws(ScratchError) {
+        guard case .mark(var before) = try await JournalMark.find(in: folder, of: diskID, context.scratch) else {
+            return
+        }
+        before.count += 1
+        before.hasSyncFailed = true
+        var bytes = [UInt8](repeating: 0, count: JournalMark.slotBytes)
+        bytes.withUnsafeMutableBytes { before.put($0.baseAddress!, of: diskID) }
+        let file = try context.scratch.open(JournalMark.path(folder), create: false)
+        try await file.write(bytes, at: UInt64(before.offset))
+    }
+
+    private func tell(_ error: ScratchError) {
+        context.problem(
+            "\(JournalMark.path(folder)) can't say that a sync of the journal has failed: \(error); it is tried until it can, and the disk is not attached before"
+        )
     }
 
     /// Lets go of the file until the next sync: an idle disk holds no descriptor.
     func close() { file = nil }
 
     private func write() {
-        guard isAttached else { return }
+        guard isAttached, !waits.isWaiting else { return }
         if isWriting {
             isStale = true
             return
         }
-        do {
-            let file = try file ?? context.scratch.open(JournalMark.path(folder), create: false)
-            self.file = file
-            mark.count += 1
-            mark.put(slot.baseAddress!, of: diskID)
-            isWriting = true
-            let isDone = try withUnsafeTemporaryAllocation(of: UnsafeRawBufferPointer.self, capacity: 1) {
-                vectors throws(ScratchError) in
-                vectors.initializeElement(at: 0, to: UnsafeRawBufferPointer(slot))
-                // The completion keeps the marker, whose slot the kernel reads.
-                return try file.write(UnsafeBufferPointer(vectors), at: UInt64(mark.offset)) { [self] _ in written() }
+        mark.count += 1
+        isWriting = true
+        do throws(ScratchError) {
+            let file: any ScratchFile
+            if let open = self.file {
+                file = open
+            } else {
+                file = try context.scratch.open(JournalMark.path(folder), create: false)
             }
-            if isDone { written() }
+            self.file = file
+            mark.put(slot.baseAddress!, of: diskID)
+            let isDone = try withUnsafePointer(to: UnsafeRawBufferPointer(slot)) { one throws(ScratchError) in
+                // The completion keeps the marker, whose slot the kernel reads.
+                try file.write(UnsafeBufferPointer(start: one, count: 1), at: UInt64(mark.offset)) { [self] in
+                    written($0)
+                }
+            }
+            if isDone { written(nil) }
         } catch {
-            // The mark only adds to what the records say; the next sync writes it again.
-            isWriting = false
+            written(error)
         }
     }
 
-    private func written() {
+    private func written(_ error: ScratchError?) {
         isWriting = false
-        guard isStale else { return }
+        if let error {
+            mark.count -= 1
+            file = nil
+            if owesFailure, error.errno != 2 /* ENOENT: nothing can be taken up by it */ { return writeLater(error) }
+            // But for that, the mark only adds to what the records say, and the next sync writes it again.
+        }
+        if isStale {
+            isStale = false
+            return write()
+        }
+        owesFailure = false
+        _ = waits.end()
+        onQuiet()
+    }
+
+    private func writeLater(_ error: ScratchError) {
+        if waits.trouble == nil { tell(error) }
         isStale = false
-        write()
+        context.after(ns: waits.begin(error)) { [self] in
+            waits.isWaiting = false
+            write()
+        }
     }
 }

@@ -141,6 +141,8 @@ import Testing
         let next = try DiskBed(
             store: bed.store, scratch: bed.scratch.kill(), settings: { $0.commitIntervalMs = 600_000 })
         next.scratch.failNext(.sync, errno: EIO, path: "journal/")
+        let mark = JournalMark.path(DiskOpener.journalFolder("d", try await bed.head().diskID))
+        next.scratch.failNext(.write, errno: EIO, path: mark)
         await #expect(throws: AttachError.self) { _ = try await next.attach("d?session=one") }
         let again = try await next.attach("d?session=one")
         #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
@@ -149,6 +151,32 @@ import Testing
         let last = try DiskBed(store: bed.store, scratch: next.scratch.powerCutLosingAll(), rebooted: true)
         await last.manager.recover()
         #expect(try await last.attach("d?session=two").read(4096, at: 0) == pattern(4096, 1))
+    }
+
+    @Test(
+        "row 10: a failed sync is not forgotten where the mark can't be written at once",
+        arguments: [MemoryScratch.Call.open, .write], [1, 3])
+    func aFailedSyncThatIsMarkedLate(_ call: MemoryScratch.Call, _ times: Int) async throws {
+        let lines = LogLines()
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 }, lines: lines)
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        let mark = JournalMark.path(DiskOpener.journalFolder("d", try await bed.head().diskID))
+        // Nothing gets into the store: the journal alone has it.
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .put, keyContains: "blocks/"))
+        bed.scratch.failNext(.sync, errno: EIO, path: "journal/")
+        for _ in 0..<times { bed.scratch.failNext(call, errno: call == .open ? EMFILE : EIO, path: mark) }
+        await #expect(throws: TestFailure.self) { try await client.flush() }
+        #expect(client.disconnected != nil)
+        let again = try await bed.attach("d?session=one")
+        #expect(lines.all.filter { $0.contains("can't say that a sync") }.count == 1, "\(lines.all)")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        try await again.flush()
+        bed.kill()
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch.powerCutLosingAll(), rebooted: true)
+        await next.manager.recover()
+        #expect(try await next.attach("d?session=two").read(4096, at: 0) == pattern(4096, 1))
     }
 
     @Test("row 10: the next attach waits for a sync that is under way, and hears that it failed")
