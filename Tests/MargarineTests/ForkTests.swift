@@ -269,4 +269,46 @@ struct ForkTests {
             }
         }
     }
+
+    /// A disk of a live server that is written, and what the server's record says was taken from it.
+    private func owned(_ catalog: Catalog, _ test: TestStore) async throws -> () async throws -> Int? {
+        _ = try await catalog.create("disk", sizeBytes: 1 << 30)
+        try await Self.commit(3, to: "disk", catalog, test)
+        _ = try await CatalogTests.own(catalog, "disk", server: "s1", alive: true)
+        let heads = HeadStore(bucket: test.memory, environment: test.environment)
+        var record = OwnerWatchTests.record("s1", test.environment)
+        record.incarnation = "1"
+        let old = try await heads.storedServer("s1")
+        _ = try await heads.swap(record, expecting: old?.etag)
+        return { try await heads.server("s1")?.taken.count }
+    }
+
+    @Test("a roll-back by force that fails is not told to the disk's server")
+    func aFailedRollBackIsNotTold() async throws {
+        let test = TestStore()
+        let catalog = try await CatalogTests.open(test)
+        let taken = try await owned(catalog, test)
+        test.faulty.inject(StoreFault(.fail(.denied), verb: .put, keyContains: "generations/"))
+        await #expect(throws: CatalogError.self) { _ = try await catalog.rollBack("disk", to: 2, force: true) }
+        #expect(try await taken() == 0)
+        test.faulty.clearFaults()
+        _ = try await catalog.rollBack("disk", to: 2, force: true)
+        #expect(try await taken() == 1)
+    }
+
+    @Test("a disk that is to be made smaller by force, and took too long, is not told to its server")
+    func aFailedShrinkIsNotTold() async throws {
+        let test = TestStore()
+        let catalog = try await CatalogTests.open(test)
+        let taken = try await owned(catalog, test)
+        test.faulty.inject(
+            StoreFault(.delay(ns: 30 * 86_400_000_000_000), verb: .put, keyContains: "generations/", count: 1))
+        let kind = await CatalogTests.kind {
+            _ = try await catalog.resize("disk", to: 512 << 20, shrink: true, force: true)
+        }
+        #expect(kind == .tooSlow)
+        #expect(try await taken() == 0)
+        _ = try await catalog.resize("disk", to: 512 << 20, shrink: true, force: true)
+        #expect(try await taken() == 1)
+    }
 }

@@ -126,9 +126,10 @@ extension Catalog {
             var head = old
             head.dispossess()
             head.sizeBytes = record.sizeBytes
-            try await tell(found, epoch: head.epoch)
             try await found.heads.archive(old)
             head.advance(to: record.again(in: head, kind: .rolledBack, from: old, store: store))
+            // What may fail has come before: a server that is told has lost the disk.
+            try await tell(found, epoch: head.epoch)
             if case .won = try await found.heads.swap(head, expecting: found.etag) { return }
         }
         throw Self.conflict(name)

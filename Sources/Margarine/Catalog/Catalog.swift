@@ -237,7 +237,8 @@ package struct Catalog: Sendable {
         if case .alive = state { throw Self.owned(found.head, todo) }
     }
 
-    /// Before the head of `found` is replaced by one of a higher epoch, by force: its owner's record says so.
+    /// Before the head of `found` is replaced by one of a higher epoch, by force: its owner's record says so. The last step
+    /// before the swap: the owner loses the disk by it, whether the swap is won or not.
     func tell(_ found: Store.Found, epoch: UInt64) async throws(CatalogError) {
         guard let owner = found.head.owner else { return }
         try await owners.note(TakenDisk(diskID: found.head.diskID, epoch: epoch), from: owner.server, found.heads)
