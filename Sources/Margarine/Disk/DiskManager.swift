@@ -18,6 +18,7 @@ package final class DiskManager: ExportProvider {
     private let leases: Leases
     private let state = Mutex(State())
     private let exports: ExportList
+    private let failed = FailedOpenings()
 
     private struct Opening {
         var number: UInt64
@@ -157,7 +158,7 @@ package final class DiskManager: ExportProvider {
             do throws(AttachError) { context = try startedContext(number) } catch { return .failure(error) }
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
-                context: context, owners: owners, leases: leases)
+                context: context, owners: owners, leases: leases, failed: failed)
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
                 let disk = try await opener.open(onlyOwn: onlyOwn)
                 disk.onGone = { _ in self?.remove(name, number) }

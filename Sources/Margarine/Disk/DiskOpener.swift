@@ -32,6 +32,7 @@ struct DiskOpener {
     let context: DiskContext
     let owners: OwnerWatch
     let leases: Leases
+    let failed: FailedOpenings
 
     static let journalRoot = "journal"
     static let lostRoot = "lost"
@@ -63,7 +64,7 @@ struct DiskOpener {
         guard let found, !found.head.deleted else {
             throw AttachError(.unknown, "there is no disk '\(name)'")
         }
-        let (heads, head) = (found.heads, found.head)
+        let (heads, head) = (found.heads, failed.unsay(found.head))
         if head.isReadOnly { throw AttachError(.refused, "disk '\(name)' is read-only: nobody can own it") }
         try AttachError.checkSize(
             head.sizeBytes, of: "disk '\(name)'", "`margined disk resize --shrink` makes it smaller")
@@ -75,7 +76,7 @@ struct DiskOpener {
             // What the caller knows may be of before this server had the disk, and left a journal in which all is good.
             return try await attempt(onlyOwn: onlyOwn, known: nil)
         }
-        if let owner = head.owner, !isMine { try await clear(owner, head, heads) }
+        if let owner = head.owner, !isMine, takeover != .force { try await clear(owner, head, heads) }
         let pages = DirtyPages(arena: context.arena)
         var replayed: ReplayedJournal?
         var past = JournalPast(trust: .lost, survives: false)
@@ -109,36 +110,39 @@ struct DiskOpener {
         try await noteOwned(folder)
         // Before the swap is sent: whoever takes the disk from then on finds the claim.
         let claim = try await makeClaim(next, at: heads.location)
-        var stored: ETag?
+        var isSent = Sent.not
         do throws(AttachError) {
-            let swap = try await AttachError.wrap { () throws(CatalogError) in
-                try await heads.swap(next, expecting: found.etag)
+            if let owner = head.owner, !isMine, takeover == .force { try await warn(owner, head, heads) }
+            let swap: HeadSwap
+            do throws(CatalogError) { swap = try await heads.swap(next, expecting: found.etag) } catch {
+                if error.kind == .store(.unclear) { isSent = .unclear }
+                throw AttachError(error)
             }
             guard case .won(let tag) = swap else {
                 claim.end()
                 if !isMine { Journal.forget(folder, context.scratch) }
                 return nil
             }
-            stored = tag
+            isSent = .won
             if let reason = claim.lostReason {
                 throw AttachError(.unavailable, "disk '\(name)': \(reason); try again")
             }
-            return try await begin(next, tag, heads, folder, pages, past, replayed, claim, claimant: claimant)
+            let disk = try await begin(next, tag, heads, folder, pages, past, replayed, claim, claimant: claimant)
+            failed.forget(head.diskID)
+            return disk
         } catch {
             claim.end()
-            if let stored, !past.survives { await undo(next, stored, heads, wasMine: isMine, claimant) }
+            if isSent != .not, !past.survives {
+                // Taken for nothing: its head is to name no session that was never served, or that would count as lost.
+                let opening = FailedOpening(sent: next, session: claimant, wasMine: isMine)
+                await failed.undo(opening, heads, context, atOnce: isSent == .won)
+            }
             throw error
         }
     }
 
-    /// The disk was taken for nothing: its head is to name no session that was never served, or it would count as lost. Only
-    /// tried; where that fails, the client needs another name.
-    private func undo(_ head: Head, _ tag: ETag, _ heads: HeadStore, wasMine: Bool, _ claimant: String?) async {
-        var undone = head
-        undone.session = claimant
-        if !wasMine { undone.owner = nil }
-        if undone != head { _ = try? await heads.swap(undone, expecting: tag) }
-    }
+    /// Whether the store has the head that takes the disk.
+    private enum Sent { case not, unclear, won }
 
     /// The disk, from a head that was won. Its journal is made ready first: nothing may be appended to one that is not.
     private func begin(
@@ -249,15 +253,17 @@ struct DiskOpener {
         return disk
     }
 
-    /// Another server has the disk: sees that it is gone, or tells it that it loses the disk.
+    /// Another server has the disk, and loses it by force: the last step before the swap, for it loses the disk by this.
+    private func warn(_ owner: Head.Owner, _ head: Head, _ heads: HeadStore) async throws(AttachError) {
+        try await AttachError.wrap { () throws(CatalogError) in
+            try await owners.note(TakenDisk(diskID: head.diskID, epoch: head.epoch + 1), from: owner.server, heads)
+        }
+    }
+
+    /// Another server has the disk: sees that it is gone.
     private func clear(_ owner: Head.Owner, _ head: Head, _ heads: HeadStore) async throws(AttachError) {
         let state: OwnerState
         do throws(CatalogError) {
-            if takeover == .force {
-                try await owners.note(
-                    TakenDisk(diskID: head.diskID, epoch: head.epoch + 1), from: owner.server, heads)
-                return
-            }
             var isTold = false
             state = try await owners.settle(owner.server, heads) { unchangedMs, ofMs in
                 if isTold { return }

@@ -152,4 +152,81 @@ import Testing
         await #expect(throws: CatalogError.self) { try await heartbeat.renew() }
         #expect(lease.stands(atNs: sent + 2_900_000_000) && !lease.stands(atNs: sent + 3_000_000_000))
     }
+
+    /// What an opening leaves whose head was stored, and no answer came.
+    private func openUnclearly(_ bed: DiskBed, _ export: String) async {
+        bed.faults.inject(StoreFault(.delay(ns: 1), verb: .get, keyContains: "head", count: 1))
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "head"))
+        bed.faults.inject(StoreFault(.failAfterEffect(.unclear), verb: .put, keyContains: "head", count: 1))
+        await #expect(throws: AttachError.self) { try await bed.attach(export) }
+        bed.faults.clearFaults()
+    }
+
+    @Test("row 26: an opening stored without an answer does not cost the client its name")
+    func anUnclearOpeningCostsNoName() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        await openUnclearly(bed, "d?session=one")
+        #expect(try await bed.head().owner?.server == "a")
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.kill()
+    }
+
+    @Test("row 26: an opening stored without an answer leaves the session that may go on")
+    func anUnclearOpeningLeavesTheClaim() async throws {
+        let bed = try DiskBed(settings: { $0.releaseAfterMs = 1 })
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        try await first.flush()
+        await first.leave(clean: false)
+        for _ in 0..<500 {
+            if try await bed.head().owner == nil { break }
+            await bed.environment.sleep(ns: 10_000_000)
+        }
+        #expect(try await bed.head().session == "one")
+        await openUnclearly(bed, "d?session=two")
+        let again = try await bed.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        bed.kill()
+    }
+
+    @Test("a disk that was opened unclearly goes back to the store, though nobody asks for it again")
+    func anUnclearOpeningIsUndone() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        await openUnclearly(bed, "d?session=one")
+        for _ in 0..<1_000 {
+            if try await bed.head().owner == nil { break }
+            await bed.environment.sleep(ns: 10_000_000)
+        }
+        #expect(try await bed.head().owner == nil)
+        #expect(try await bed.head().session == nil)
+        let other = try DiskBed(store: bed.store, server: "b")
+        _ = try await other.attach("d?session=one")
+        other.kill()
+        bed.kill()
+    }
+
+    @Test("a server that is to be robbed hears of it only when nothing else can keep the disk from the robber")
+    func aFailedRobberyIsNotTold() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        _ = try await bed.attach()
+        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
+        var record = OwnerWatchTests.record("a", bed.environment)
+        record.incarnation = "1"
+        _ = try await heads.swap(record, expecting: nil)
+        let other = try DiskBed(store: bed.store, server: "b", takeover: .force)
+        // A journal of an earlier time can't be set aside.
+        other.scratch.fail(.remove, errno: 5)
+        await #expect(throws: AttachError.self) { try await other.attach() }
+        #expect(try await heads.server("a")?.taken.isEmpty == true)
+        other.scratch.fail(.remove, errno: nil)
+        _ = try await other.attach()
+        #expect(try await heads.server("a")?.taken.count == 1)
+        bed.kill()
+        other.kill()
+    }
 }
