@@ -202,12 +202,15 @@ extension Disk {
     /// Ends service for a shutdown: connections end, what is safe is committed. What a session may still resume stays in
     /// the journal, and the disk stays this server's.
     func drain() async {
+        let isReserved = tenure == .reserved
         happen(.serverEnds)
         for client in clients {
             clients.removeAll { $0 === client }
             cancelRequests(of: client)
             client.disconnect(reason: "the server is shutting down")
         }
+        // Admitted, and not joined: it has been told of nothing that is not in a safe point, and may go on anywhere.
+        if isReserved, lost == nil, active.isEmpty { endSession(isOver: false) }
         wakeAllForRoom()
         await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
             whenAppended { [self] _ in journal.sync { _ in done.resume() } }

@@ -209,6 +209,37 @@ import Testing
         bed.kill()
     }
 
+    @Test("a drain gives a disk back whose client was admitted and has not joined", arguments: ["d", "d?session=one"])
+    func aDrainEndsAnAdmission(_ export: String) async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let attached = try await bed.manager.attach(export, client: ClientIdentity(address: "h:1", host: "h"))
+        await bed.manager.drain()
+        let head = try await bed.head()
+        #expect(head.owner == nil && head.lostSessions.isEmpty)
+        await #expect(throws: AttachError.self) { try await TestClient(attached).join() }
+        let next = try DiskBed(store: bed.store, server: "b")
+        _ = try await next.attach(export)
+        next.kill()
+    }
+
+    @Test("a drain keeps what a client may resume that has not joined again yet")
+    func aDrainKeepsWhatMayBeResumed() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        await client.leave(clean: false)
+        let again = try await bed.manager.attach("d?session=one", client: ClientIdentity(address: "h:2", host: "h"))
+        await bed.manager.drain()
+        #expect(try await bed.head().owner?.server == "a")
+        withExtendedLifetime(again) {}
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch)
+        await next.manager.recover()
+        #expect(try await next.attach("d?session=one").read(4096, at: 0) == pattern(4096, 1))
+        next.kill()
+    }
+
     @Test("a server that is to be robbed hears of it only when nothing else can keep the disk from the robber")
     func aFailedRobberyIsNotTold() async throws {
         let bed = try DiskBed()
