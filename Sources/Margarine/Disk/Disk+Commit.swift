@@ -17,7 +17,7 @@ extension Disk {
         let interval = UInt64(context.settings.commitIntervalMs) * 1_000_000
         if isDue(waiting) { return startCommit() }
         // Each of these waits ends in another look.
-        if commitTimer != nil || superBlockTimer != nil || awaitsMirrors { return }
+        if commitTimer != nil || superBlockTimer != nil || awaitsMirrors || cutComesFirst { return }
         commitTimer = context.after(ns: interval - min(age, interval)) { [weak self] in
             self?.commitTimer = nil
             self?.scheduleCommit()
@@ -38,6 +38,7 @@ extension Disk {
         commitTimer?.cancel()
         commitTimer = nil
         if awaitsMirrors { return heldCommit.isWanted = true }
+        if cutComesFirst { return isCommitPutOff = true }
         guard !isCommitting, lost == nil, waiting != nil || committing != nil || isHeadStale else { return }
         isCommitting = true
         context.spawn { [self] in await commitAll() }
@@ -51,6 +52,10 @@ extension Disk {
                 // A super block came since the commit was asked for.
                 if awaitsMirrors {
                     heldCommit.isWanted = true
+                    break
+                }
+                if cutComesFirst {
+                    isCommitPutOff = true
                     break
                 }
                 view.beginCommit()

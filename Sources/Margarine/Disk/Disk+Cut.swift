@@ -1,8 +1,8 @@
 // One instant of several disks. While all of them are held no write takes effect on any, so what each of them has then is what
 // a loss of power would leave of the machine that writes them: a file system over several disks starts from that.
 //
-// Always holds: a hold ends by itself; a safe point made under a hold is a generation by itself, and counts only if the hold
-// stood when it was made.
+// Always holds: a hold ends by itself, and so does the wish for one, under which no commit begins; a safe point made under a
+// hold is a generation by itself, and counts only if the hold stood when it was made.
 
 internal import BlockCache
 internal import Runtime
@@ -13,6 +13,11 @@ final class DiskHold: @unchecked Sendable {  // touched on its disk's loop only
     fileprivate let active: Layer
     fileprivate var timer: LoopTimer?
     fileprivate init(active: Layer) { self.active = active }
+}
+
+/// A cut that waits for the commit that is under way.
+final class CutWish: @unchecked Sendable {  // touched on its disk's loop only
+    fileprivate var timer: LoopTimer?
 }
 
 /// The generation that a cut becomes. Finished on its disk's loop.
@@ -41,7 +46,41 @@ extension Disk {
     /// Longest hold.
     private static let holdNs: UInt64 = 1_000_000_000
     /// Longest wait for the store to have a cut.
-    private static let cutCommitNs: UInt64 = 25_000_000_000
+    static let cutCommitNs: UInt64 = 25_000_000_000
+
+    // MARK: Its turn
+
+    /// Lets no commit begin after the one that is under way, until `endWish`, or for `ns`.
+    func wishCut(forNs ns: UInt64) -> CutWish {
+        let wish = CutWish()
+        cutWishes.append(wish)
+        wish.timer = context.after(ns: ns) { [weak self, weak wish] in if let wish { self?.endWish(wish) } }
+        return wish
+    }
+
+    func endWish(_ wish: CutWish) {
+        guard let place = cutWishes.firstIndex(where: { $0 === wish }) else { return }
+        cutWishes.remove(at: place)
+        wish.timer?.cancel()
+        if !cutWishes.isEmpty { return }
+        let isPutOff = isCommitPutOff
+        isCommitPutOff = false
+        if isPutOff { startCommit() } else { scheduleCommit() }
+    }
+
+    /// Whether a cut comes before the next commit. A server that ends has no time for it.
+    var cutComesFirst: Bool { !cutWishes.isEmpty && committing == nil && tenure != .draining }
+
+    /// What keeps a cut from having its turn, for people.
+    var cutObstacle: String? {
+        if lost != nil { return "is no longer served here" }
+        if !proves() { return "is not known to be this server's still: the store does not say so" }
+        guard isCommitting || committing != nil else { return hold == nil ? nil : "is held for another cut" }
+        let seconds = commitStartedNs.map { (nowNs - min($0, nowNs)) / 1_000_000_000 } ?? 0
+        return "is being committed, for \(seconds) s now\(lastCommitError.map { ": \($0)" } ?? "")"
+    }
+
+    // MARK: Its instant
 
     /// Holds writes back, if no commit is under way that a cut would have to wait for, and no mirror of a super block is due
     /// that could not come. nil: not now, or it is not known whether the disk is still this server's.
@@ -65,7 +104,7 @@ extension Disk {
 
     /// Makes what the disk has a generation of its own. nil: the hold is over (another one may stand), or something else
     /// happened under it.
-    func cut(under hold: DiskHold) -> CutTicket? {
+    func cut(under hold: DiskHold, withinNs: UInt64 = Disk.cutCommitNs) -> CutTicket? {
         guard self.hold === hold, hold.active === active, lost == nil, proves() else { return nil }
         endMirrorWait()
         guard !isCommitting, committing == nil else { return nil }
@@ -79,7 +118,7 @@ extension Disk {
         layer.kind = .cut
         view.beginCommit()
         let name = name
-        context.after(ns: Disk.cutCommitNs) {
+        context.after(ns: withinNs) {
             ticket.finish(
                 .failure(CutError(description: "disk '\(name)' could not be committed in time; see `margined status`")))
         }

@@ -94,7 +94,7 @@ extension Disk {
     /// no generation for read-only forks.
     func commitFullTransaction() {
         if awaitsMirrors { return heldCommit.isFull = true }
-        guard !isCommitting, committing == nil, waiting != nil, lost == nil,
+        guard !isCommitting, committing == nil, waiting != nil, lost == nil, !cutComesFirst,
             nowNs >= lastFullNs + UInt64(context.settings.commitIntervalMs) * 1_000_000
         else { return }
         lastFullNs = nowNs

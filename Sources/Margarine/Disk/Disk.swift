@@ -60,6 +60,10 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var heldCommit = HeldCommit()
     /// Writes wait for its end (Disk+Cut).
     var hold: DiskHold?
+    /// Cuts that wait for the commit that is under way. No other one begins before them.
+    var cutWishes: [CutWish] = []
+    /// One was to begin meanwhile.
+    var isCommitPutOff = false
     /// Runs while a flush's safe point waits for the super block that takes its place.
     var superBlockTimer: LoopTimer?
 

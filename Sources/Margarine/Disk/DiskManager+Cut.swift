@@ -3,27 +3,49 @@
 internal import Runtime
 
 extension DiskManager {
-    /// How often a cut is tried: commits under way and safe points of the disks get in between.
-    private static let maxTries = 200
+    /// Longest wait of a cut for its turn, and with that for its generations: less than who asked for it waits
+    /// (`ControlClient`).
+    private static let turnNs: UInt64 = 14_000_000_000
+    private static let cutNs: UInt64 = 28_000_000_000
 
-    /// The generations of these disks that are as of one instant.
-    package func cut(_ names: [String]) async throws(CutError) -> [String: UInt64] {
+    /// The generations of these disks that are as of one instant. On a store where one commit follows the other the cut comes
+    /// next.
+    package func cut(_ names: [String], withinNs: UInt64 = cutNs) async throws(CutError) -> [String: UInt64] {
         let members = try await open(names)
-        for number in 0..<Self.maxTries {
-            if number > 0 {
-                await members[0].context.environment.sleep(ns: 5_000_000 + UInt64.random(in: 0..<20_000_000))
+        let environment = members[0].context.environment
+        let deadlineNs = environment.nowNs + withinNs
+        let turnEndNs = environment.nowNs + min(Self.turnNs, withinNs / 2)
+        var wishes: [CutWish] = []
+        var tickets = await tryCut(members, deadlineNs)
+        while tickets == nil, environment.nowNs < turnEndNs {
+            if wishes.isEmpty {
+                for member in members {
+                    wishes.append(await member.context.run { member.disk.wishCut(forNs: withinNs) })
+                }
             }
-            guard let tickets = await tryCut(members) else { continue }
-            var generations: [String: UInt64] = [:]
-            for (member, ticket) in zip(members, tickets) {
-                generations[member.disk.name] = try await member.context.run { await ticket.wait() }.get()
-            }
-            return generations
+            await environment.sleep(ns: 5_000_000 + UInt64.random(in: 0..<20_000_000))
+            tickets = await tryCut(members, deadlineNs)
         }
-        throw CutError(
-            description:
-                "the disks could not be held at one instant: they are too busy, or the store does not say whether they are still this server's; try again"
-        )
+        let obstacle = tickets == nil ? await obstacle(members) : nil
+        for (member, wish) in zip(members, wishes) { await member.context.run { member.disk.endWish(wish) } }
+        guard let tickets else {
+            throw CutError(description: "the disks could not be held at one instant: \(obstacle!); try again")
+        }
+        var generations: [String: UInt64] = [:]
+        for (member, ticket) in zip(members, tickets) {
+            generations[member.disk.name] = try await member.context.run { await ticket.wait() }.get()
+        }
+        return generations
+    }
+
+    /// What kept a cut from having its turn, for people.
+    private func obstacle(_ members: [Member]) async -> String {
+        for member in members {
+            if let what = await member.context.run({ member.disk.cutObstacle }) {
+                return "disk '\(member.disk.name)' \(what)"
+            }
+        }
+        return "they are too busy"
     }
 
     private struct Member: Sendable {
@@ -43,7 +65,7 @@ extension DiskManager {
     }
 
     /// nil: one of them could not be held, or not long enough.
-    private func tryCut(_ members: [Member]) async -> [CutTicket]? {
+    private func tryCut(_ members: [Member], _ deadlineNs: UInt64) async -> [CutTicket]? {
         var held: [(member: Member, hold: DiskHold)] = []
         var tickets: [CutTicket] = []
         for member in members {
@@ -53,7 +75,11 @@ extension DiskManager {
         // Between these two nothing is written to any of them.
         if held.count == members.count {
             for (member, hold) in held {
-                guard let ticket = await member.context.run({ member.disk.cut(under: hold) }) else { break }
+                let now = member.context.environment.nowNs
+                let restNs = max(deadlineNs, now + 1_000_000_000) - now
+                guard let ticket = await member.context.run({ member.disk.cut(under: hold, withinNs: restNs) }) else {
+                    break
+                }
                 tickets.append(ticket)
             }
         }

@@ -151,6 +151,57 @@ import Testing
         await client.leave(clean: true)
     }
 
+    @Test("row 20: a cut gets its turn on a slow store, where one commit follows the other")
+    func aCutGetsItsTurn() async throws {
+        let pair = try await Pair(rule: .auto)
+        pair.beds[0].faults.inject(StoreFault(.delay(ns: 40_000_000), verb: .put))
+        let isOver = Tally()
+        let writing = pair.clients.map { client in
+            Task {
+                var number: UInt64 = 0
+                while isOver.value == 0 {
+                    number += 1
+                    try await client.write(pattern(4096, number), at: 8192)
+                    try await client.flush()
+                    await pair.beds[0].environment.sleep(ns: 1_000_000)
+                }
+            }
+        }
+        for number in 1...3 as ClosedRange<UInt64> {
+            // Commits follow each other on both.
+            for name in ["a", "b"] { try await pair.beds[0].waitForGeneration(3 * number, name) }
+            let generations = try await pair.manager.cut(["a", "b"])
+            #expect(generations.count == 2)
+        }
+        isOver.add()
+        for task in writing { try await task.value }
+        // Commits go on afterwards.
+        let before = try await pair.beds[0].head("a").generation
+        try await pair.clients[0].write(pattern(4096, 9), at: 0)
+        try await pair.clients[0].flush()
+        try await pair.beds[0].waitForGeneration(before + 1, "a")
+    }
+
+    @Test("row 20: a cut that gets no turn says which disk is busy, and commits go on")
+    func aCutGivesUp() async throws {
+        let pair = try await Pair(rule: .auto)
+        try await pair.clients[0].write(pattern(4096, 1), at: 0)
+        pair.beds[0].faults.inject(StoreFault(.fail(.unavailable), verb: .put, keyContains: "disks/a/"))
+        try await pair.clients[0].flush()
+        await pair.beds[0].environment.sleep(ns: 100_000_000)
+        do {
+            _ = try await pair.manager.cut(["a", "b"], withinNs: 2_000_000_000)
+            Issue.record("cut")
+        } catch {
+            #expect("\(error)".contains("disk 'a'") && "\(error)".contains("commit"), "\(error)")
+        }
+        pair.beds[0].faults.clearFaults()
+        try await pair.beds[0].waitForGeneration(1, "a")
+        try await pair.clients[1].write(pattern(4096, 2), at: 0)
+        try await pair.clients[1].flush()
+        try await pair.beds[0].waitForGeneration(1, "b")
+    }
+
     @Test("row 20: a hold ends by itself, and no cut follows it")
     func holdsEnd() async throws {
         let pair = try await Pair(rule: .auto)

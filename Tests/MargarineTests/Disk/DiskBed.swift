@@ -266,6 +266,13 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
     }
 }
 
+/// Counts what tasks have done.
+final class Tally: Sendable {
+    private let count = Atomic(0)
+    var value: Int { count.load(ordering: .relaxed) }
+    func add() { count.add(1, ordering: .relaxed) }
+}
+
 struct TestFailure: Error {
     var what: String
     var error: DeviceError
