@@ -23,7 +23,7 @@ extension Disk {
         // A large write may not fit into what is left of a small journal that is not filling yet.
         let isTooFull = journal.liveBytes > 0 && journal.liveBytes + bytes > context.settings.journalLimitBytes
         if isJournalFilling || isTooFull { commitAnyway() }
-        if isCrowded { context.arena.askForRoom() }
+        if isCrowded { context.arena.askForRoom(for: pages) }
         guard !context.journals.hasRoom(bytes), !context.journals.askForRoom(nowNs: nowNs), !asksLater else { return }
         asksLater = true
         context.after(ns: JournalBudget.askPauseNs) { [weak self] in

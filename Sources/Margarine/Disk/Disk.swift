@@ -239,9 +239,10 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         return context.arena.ensure(count)
     }
 
-    /// Layers and queues of the loop's disks have used up their part of the dirty memory.
+    /// Layers and queues of the loop's disks have used up their part of the dirty memory, or those of this disk its share.
     var isCrowded: Bool {
-        context.arena.isCrowded(journal.queuedBytes) && context.settings.fault != .memoryNotBounded
+        context.arena.isCrowded(journal.queuedBytes, holding: pages.overheadBytes)
+            && context.settings.fault != .memoryNotBounded
     }
 
     /// So full that something must be committed, whether a safe point comes or not.

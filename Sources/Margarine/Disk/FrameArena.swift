@@ -3,7 +3,9 @@
 // stops writers, and dirty memory never exceeds its budget.
 //
 // What disks hold besides (slots, and the tables of their layers: the overhead) is of the same budget: where it grows,
-// frames are given back to the kernel, and where it reaches its own limit, writers wait and the disks that hold most commit.
+// frames are given back to the kernel. Where it reaches its own limit, writers wait, and the disks that hold most commit.
+// A disk's writers also wait while it holds more than `shares` times what is left. So disks that cannot commit never take
+// everything: n of them leave 1 part in `shares` * n + 1 for the others, who go on as they commit.
 //
 // Always holds: frames that are resident and overhead together are at most the budget, but for what one request adds;
 // frames alone may always have `leastFrames`.
@@ -133,9 +135,14 @@ package final class FrameArena {
 
     // MARK: Overhead
 
-    /// Whether writers have to wait until layers are committed. `more` is what else the asking disk holds.
+    private static let shares = 4
+
+    /// Whether writers of a disk that holds `held` have to wait until layers are committed. `more` is what else it holds.
     @inline(__always)
-    func isCrowded(_ more: Int) -> Bool { overheadBytes + more > overheadLimitBytes }
+    func isCrowded(_ more: Int, holding held: Int = 0) -> Bool {
+        let left = overheadLimitBytes - overheadBytes - more
+        return left < 0 || held + more > left * FrameArena.shares
+    }
 
     /// `bytes` more (or less) are held for `owner`, which holds `held` now.
     func charge(_ bytes: Int, to owner: DirtyPages, holding held: Int) {
@@ -171,12 +178,11 @@ package final class FrameArena {
         }
     }
 
-    /// The overhead has reached its limit: every disk with a good part of it is to commit.
-    func askForRoom() {
+    /// The overhead has reached its limit, for `asker` at least: every disk with a good part of it is to commit, and he.
+    func askForRoom(for asker: DirtyPages) {
         let share = overheadBytes / max(1, holders.count)
-        for holder in holders {
-            let pages = holder.takeUnretainedValue()
-            if pages.overheadBytes >= share { pages.giveRoom() }
-        }
+        // What they do may change who holds anything.
+        let asked = holders.map { $0.takeUnretainedValue() }.filter { $0 === asker || $0.overheadBytes >= share }
+        for pages in asked { pages.giveRoom() }
     }
 }
