@@ -4,16 +4,6 @@
 internal import BlockCache
 internal import Logging
 internal import Runtime
-internal import Synchronization
-
-/// Whether somebody still waits for an admission. What is under way for him is finished, but nothing is begun any more.
-final class Asker: Sendable {
-    private let isGone = Atomic<Bool>(false)
-    func leave() { isGone.store(true, ordering: .relaxed) }
-    func check() throws(AttachError) {
-        if isGone.load(ordering: .relaxed) { throw AttachError(.unavailable, "the client went away") }
-    }
-}
 
 extension Disk {
     /// How long an admission stands before its connection must have joined.
@@ -27,7 +17,7 @@ extension Disk {
         session name: String?, client: ClientIdentity, _ asker: Asker
     ) async throws(AttachError) -> Admission? {
         while true {
-            try await waitForLosses()
+            try await waitForLosses(asker)
             try asker.check()
             if let name, isLost(name) { throw lostSession(name) }
             let isMember =
@@ -36,9 +26,12 @@ extension Disk {
             switch happen(isMember ? .asked : .otherAsked) {
             case .admit: return makeAdmission(session!, client, isLive: true)
             case .askStore: return try await askStore(name, client, asker, isMember: isMember)
-            case .wait: await outcome()
+            case .wait: await undecided.wait(asker)
             case .reopen:
-                while isLeaving { await context.environment.sleep(ns: 5_000_000) }
+                while isLeaving {
+                    await leaving.wait(asker)
+                    try asker.check()
+                }
                 return nil
             case .inUse: throw session!.refusal(name, disk: self.name, wallMs: context.environment.wallMs)
             case .stopping: throw AttachError(.shutdown, "the server is shutting down")
@@ -106,11 +99,17 @@ extension Disk {
     }
 
     /// A roll-back that the journal does not have yet comes first.
-    private func waitForLosses() async throws(AttachError) {
+    private func waitForLosses(_ asker: Asker) async throws(AttachError) {
         while !notes.unjournaled.isEmpty, journal.failure == nil, lost == nil {
-            await withCheckedContinuation { (done: CheckedContinuation<Void, Never>) in
-                whenAppended { _ in done.resume() }
+            try asker.check()
+            if !awaitsAppend {
+                awaitsAppend = true
+                whenAppended { [self] _ in
+                    awaitsAppend = false
+                    appending.wakeAll()
+                }
             }
+            if awaitsAppend { await appending.wait(asker) }
         }
         if !notes.unjournaled.isEmpty, lost == nil {
             throw AttachError(

@@ -167,13 +167,15 @@ extension Disk {
         if isHeadStale { startCommit() }
     }
 
+    /// Who has a disk opened is admitted by then.
+    private static let freshNs: UInt64 = 1_000_000_000
+
     /// Before somebody is served who can't tell by his own writes: another server may have had the disk since this one was
     /// last used, and what is here would be old.
     func confirmOwnership() async throws(AttachError) {
-        if isFresh {
-            isFresh = false
-            return
-        }
+        let isJustOpened = isFresh && nowNs < openedNs + Disk.freshNs
+        isFresh = false
+        if isJustOpened { return }
         guard await lookAtHead() else {
             throw AttachError(
                 .unavailable, "disk '\(name)': the store can't be asked whether another server has it; try again")

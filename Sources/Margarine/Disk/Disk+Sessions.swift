@@ -31,7 +31,7 @@ extension Disk {
             restTimer = nil
         }
         for effect in step.effects { carryOut(effect) }
-        if last.isUndecided, last != step.next { wakeOutcomeWaiters() }
+        if last.isUndecided, last != step.next { undecided.wakeAll() }
         return step.answer
     }
 
@@ -72,18 +72,6 @@ extension Disk {
             rollBack()
             rest()
         }
-    }
-
-    /// Returns when what is undecided now is decided.
-    func outcome() async {
-        guard tenure.isUndecided else { return }
-        await withCheckedContinuation { outcomeWaiters.append($0) }
-    }
-
-    private func wakeOutcomeWaiters() {
-        let waiters = outcomeWaiters
-        outcomeWaiters = []
-        for waiter in waiters { waiter.resume() }
     }
 
     // MARK: Connections
@@ -259,6 +247,7 @@ extension Disk {
         isLeaving = true
         journal.abandon { [self] in
             isLeaving = false
+            leaving.wakeAll()
             onGone(self)
         }
     }

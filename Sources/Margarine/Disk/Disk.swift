@@ -79,8 +79,12 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var windowTimer: LoopTimer?
     /// Of `idle`.
     var restTimer: LoopTimer?
-    /// Who asked while something was undecided.
-    var outcomeWaiters: [CheckedContinuation<Void, Never>] = []
+    /// Who asked while something was undecided, while it left, and while the journal did not say what was lost.
+    let undecided = AskerLine()
+    let leaving = AskerLine()
+    let appending = AskerLine()
+    /// `appending` will be woken.
+    var awaitsAppend = false
     var pendingRequests: [ObjectIdentifier: DeviceRequest] = [:]
     /// Numbers requests.
     private var submitted: UInt64 = 0
@@ -103,8 +107,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var misses: UInt64 = 0
     var storeErrors: UInt64 = 0
 
-    /// Opened for the client that is about to be admitted: its head was swapped just now.
+    /// Opened for the client that is about to be admitted: its head was swapped just now, or he has gone since.
     var isFresh = false
+    let openedNs: UInt64
     /// Why this server no longer has the disk.
     var lost: String?
     /// Lost, and its last append has not landed yet.
@@ -125,6 +130,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         self.serverID = serverID
         self.heads = heads
         self.context = context
+        openedNs = context.environment.nowNs
         self.pages = pages
         self.journal = journal
         view = DiskView(

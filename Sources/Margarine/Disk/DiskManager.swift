@@ -24,6 +24,8 @@ package final class DiskManager: ExportProvider {
         var number: UInt64
         var context: DiskContext
         var task: Task<Disk, any Error>
+        /// Closed when the task has ended.
+        var line: AskerLine
         /// The task has ended well. Until then it may be watching whether another server lives.
         var isOpen = false
     }
@@ -74,8 +76,9 @@ package final class DiskManager: ExportProvider {
 
     package func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
         let export = try ExportName(exportName)
-        if export.generation == nil, let disk = await opened(export.disk) {
-            return .disk(export.disk, disk.size)
+        if export.generation == nil {
+            let disk = try await asking { (asker) async throws(AttachError) in try await opened(export.disk, asker) }
+            if let disk { return .disk(export.disk, disk.size) }
         }
         let found = try await stored(export.disk)
         guard let generation = export.generation else {
@@ -88,6 +91,25 @@ package final class DiskManager: ExportProvider {
     }
 
     package func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
+        try await asking { (asker) async throws(AttachError) in try await attach(exportName, client: client, asker) }
+    }
+
+    /// Runs `body` for somebody who goes away when the task is cancelled.
+    private func asking<T: Sendable>(
+        _ body: (Asker) async throws(AttachError) -> T
+    ) async throws(AttachError) -> T {
+        let asker = Asker()
+        let result: Result<T, AttachError> = await withTaskCancellationHandler {
+            do throws(AttachError) { return .success(try await body(asker)) } catch { return .failure(error) }
+        } onCancel: {
+            asker.leave()
+        }
+        return try result.get()
+    }
+
+    private func attach(
+        _ exportName: String, client: ClientIdentity, _ asker: Asker
+    ) async throws(AttachError) -> AttachedDevice {
         let export = try ExportName(exportName)
         if state.withLock({ $0.isDraining }) { throw AttachError(.shutdown, "the server is shutting down") }
         if let generation = export.generation {
@@ -101,18 +123,13 @@ package final class DiskManager: ExportProvider {
                 if found.head.isReadOnly { return try await attachSnapshot(found.head, found.head.record) }
                 known = found
             }
-            let (context, disk) = try await open(export.disk, session: export.session, known: known)
-            let asker = Asker()
-            let admitted: Result<Admission?, AttachError> = await withTaskCancellationHandler {
-                await context.run {
-                    do throws(AttachError) {
-                        return .success(try await disk.admit(session: export.session, client: client, asker))
-                    } catch {
-                        return .failure(error)
-                    }
+            let (context, disk) = try await open(export.disk, session: export.session, known: known, asker)
+            let admitted: Result<Admission?, AttachError> = await context.run {
+                do throws(AttachError) {
+                    return .success(try await disk.admit(session: export.session, client: client, asker))
+                } catch {
+                    return .failure(error)
                 }
-            } onCancel: {
-                asker.leave()
             }
             if let admission = try admitted.get() {
                 return AttachedDevice(device: disk, loop: context.loop, admission: admission)
@@ -144,9 +161,9 @@ package final class DiskManager: ExportProvider {
         return (opening.context, disk)
     }
 
-    /// The disk, opened if it is not yet.
+    /// The disk, opened if it is not yet. An opening goes on though nobody waits for it any more.
     private func open(
-        _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil
+        _ name: String, session: String?, onlyOwn: Bool = false, known: Store.Found? = nil, _ asker: Asker
     ) async throws(AttachError) -> (DiskContext, Disk) {
         let found = state.withLock { state -> Result<Opening, AttachError> in
             if let present = state.disks[name] { return .success(present) }
@@ -159,24 +176,31 @@ package final class DiskManager: ExportProvider {
             let opener = DiskOpener(
                 name: name, session: session, server: server, takeover: takeover, store: store, known: known,
                 context: context, owners: owners, leases: leases, failed: failed)
+            let line = AskerLine()
             let task = Task(executorPreference: context.loop) { [weak self] () throws -> Disk in
-                let disk = try await opener.open(onlyOwn: onlyOwn)
-                disk.onGone = { _ in self?.remove(name, number) }
-                // Lost before anybody could be told.
-                if disk.lost != nil, !disk.isLeaving { self?.remove(name, number) }
-                return disk
+                defer { line.close() }
+                do throws(AttachError) {
+                    let disk = try await opener.open(onlyOwn: onlyOwn)
+                    disk.onGone = { _ in self?.remove(name, number) }
+                    self?.noteOpen(name, number)
+                    // Lost before anybody could be told.
+                    if disk.lost != nil, !disk.isLeaving { self?.remove(name, number) }
+                    return disk
+                } catch {
+                    self?.remove(name, number)
+                    throw error
+                }
             }
-            let opening = Opening(number: number, context: context, task: task)
+            let opening = Opening(number: number, context: context, task: task, line: line)
             state.disks[name] = opening
             return .success(opening)
         }
         let opening = try found.get()
+        await opening.line.wait(asker)
+        try asker.check()
         do {
-            let disk = try await opening.task.value
-            state.withLock { if $0.disks[name]?.number == opening.number { $0.disks[name]!.isOpen = true } }
-            return (opening.context, disk)
+            return (opening.context, try await opening.task.value)
         } catch {
-            remove(name, opening.number)
             throw error as? AttachError ?? AttachError(.unavailable, "disk '\(name)': \(error)")
         }
     }
@@ -185,10 +209,15 @@ package final class DiskManager: ExportProvider {
         state.withLock { if $0.disks[name]?.number == number { $0.disks[name] = nil } }
     }
 
-    private func opened(_ name: String) async -> (disk: Disk, size: UInt64)? {
-        guard let opening = state.withLock({ $0.disks[name] }), let disk = try? await opening.task.value else {
-            return nil
-        }
+    private func noteOpen(_ name: String, _ number: UInt64) {
+        state.withLock { if $0.disks[name]?.number == number { $0.disks[name]!.isOpen = true } }
+    }
+
+    private func opened(_ name: String, _ asker: Asker) async throws(AttachError) -> (disk: Disk, size: UInt64)? {
+        guard let opening = state.withLock({ $0.disks[name] }) else { return nil }
+        await opening.line.wait(asker)
+        try asker.check()
+        guard let disk = try? await opening.task.value else { return nil }
         return await opening.context.run { disk.lost == nil ? (disk, disk.sizeBytes) : nil }
     }
 
@@ -215,7 +244,7 @@ package final class DiskManager: ExportProvider {
         let path = "\(DiskOpener.journalRoot)/\(folder)"
         guard Journal.isLeft(in: path, scratch) else { return nil }
         do {
-            _ = try await open(name, session: nil, onlyOwn: true)
+            _ = try await open(name, session: nil, onlyOwn: true, Asker())
             return nil
         } catch {
             let isFinal = error.kind == .refused || error.kind == .unknown

@@ -240,6 +240,87 @@ import Testing
         next.kill()
     }
 
+    /// Whether clients that wait for the disk and go away are done with at once, before what they wait for.
+    private func areForgotten(_ bed: DiskBed) async -> Bool {
+        let ended = Tally()
+        let count = 50
+        let clients = (0..<count).map { number in
+            Task {
+                _ = try? await bed.attach("d?session=w\(number)", host: "w\(number)")
+                ended.add()
+            }
+        }
+        await bed.environment.sleep(ns: 200_000_000)
+        let early = ended.value
+        #expect(early == 0)
+        for client in clients { client.cancel() }
+        for _ in 0..<200 where ended.value < count { await bed.environment.sleep(ns: 10_000_000) }
+        return ended.value == count
+    }
+
+    @Test("row 29: clients that go away while another's admission is undecided do not wait for it")
+    func whoGoesAwayDoesNotWaitForAnOutcome() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        await first.leave(clean: false)
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head", count: 1))
+        let second = Task { try await bed.attach("d?session=two") }
+        await gate.waitUntilArrived()
+        #expect(await areForgotten(bed))
+        gate.open()
+        _ = try await second.value
+        bed.kill()
+    }
+
+    @Test("row 29: clients that go away while a disk is opened do not wait for it")
+    func whoGoesAwayDoesNotWaitForAnOpening() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .put, keyContains: "head", count: 1))
+        let first = Task { try await bed.attach("d?session=one") }
+        await gate.waitUntilArrived()
+        #expect(await areForgotten(bed))
+        gate.open()
+        _ = try await first.value
+        bed.kill()
+    }
+
+    @Test("row 29: clients that go away while a roll-back is not in the journal do not wait for it")
+    func whoGoesAwayDoesNotWaitForTheJournal() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        bed.scratch.isFull = true
+        await first.leave(clean: false)
+        #expect(await areForgotten(bed))
+        bed.scratch.isFull = false
+        _ = try await bed.attach("d?session=two")
+        bed.kill()
+    }
+
+    @Test("row 29: clients that go away while a lost disk leaves do not wait for it")
+    func whoGoesAwayDoesNotWaitForALostDisk() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        bed.scratch.writesInline = false
+        bed.scratch.holdsCompletions = true
+        let write = Task { try await first.write(pattern(4096, 1), at: 0) }
+        while bed.scratch.heldCompletions == 0 { await bed.environment.sleep(ns: 1_000_000) }
+        let disk = first.device as! Disk
+        await first.onLoop { disk.lose("a test") }
+        #expect(await areForgotten(bed))
+        bed.scratch.holdsCompletions = false
+        bed.scratch.releaseCompletions()
+        write.cancel()
+        _ = try await bed.attach("d?session=one")
+        bed.kill()
+    }
+
     @Test("a server that is to be robbed hears of it only when nothing else can keep the disk from the robber")
     func aFailedRobberyIsNotTold() async throws {
         let bed = try DiskBed()
