@@ -68,7 +68,10 @@ package final class Heartbeat: Sendable {
                 }
                 lease.prove(sentNs: sentNs, deadAfterMs: record.deadAfterMs)
                 return
-            case .lost(let found): learn(found, id: record.id)
+            case .lost(let found):
+                // It was under way when the server ended in order, and its record was removed.
+                if state.withLock({ $0.isOver }) { return }
+                learn(found, id: record.id)
             }
         }
         throw CatalogError(.conflict, "the record of this server was changed by others again and again")
@@ -122,6 +125,7 @@ package final class Heartbeat: Sendable {
                 if isAway { log.notice("\(heads.bucket.name): the heartbeat is written again") }
                 isAway = false
             } catch {
+                if state.withLock({ $0.isOver }) { return }
                 if !isAway {
                     log.warning(
                         "the heartbeat could not be written: \(error); it is tried again, and without it requests wait")

@@ -254,4 +254,33 @@ import Testing
         lease.prove(sentNs: .max - 5, deadAfterMs: 86_400_000)
         #expect(lease.stands(atNs: .max - 1))
     }
+
+    @Test("a renewal that is under way when the server ends in order is no error")
+    func aCleanEndIsQuiet() async throws {
+        let test = TestStore()
+        for outcome in ["removed", "refused"] {
+            let lines = LogLines()
+            let heads = HeadStore(bucket: test.faulty, environment: test.environment)
+            let heartbeat = Heartbeat(
+                lease: Lease(location: 0), heads: heads, log: Logger(label: "t") { _ in lines }, interval: { 5_000 },
+                content: { [environment = test.environment] in Self.record("a", environment) })
+            try await heartbeat.renew()
+            let gate = StoreGate()
+            test.faulty.inject(StoreFault(.hold(gate), verb: .put, keyContains: "servers/", count: 1))
+            let running = Task { await heartbeat.run { false } }
+            await gate.waitUntilArrived()
+            heartbeat.end()
+            if outcome == "removed" {
+                try await heads.forget(server: "a")
+            } else {
+                test.faulty.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "servers/", count: 9))
+                _ = try await test.memory.put("servers/a", [1], if: .none)
+            }
+            gate.open()
+            await running.value
+            #expect(lines.all.isEmpty, "\(lines.all)")
+            test.faulty.clearFaults()
+            _ = try? await heads.forget(server: "a")
+        }
+    }
 }
