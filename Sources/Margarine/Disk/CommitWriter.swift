@@ -66,6 +66,7 @@ final class CommitWriter: @unchecked Sendable {
 
     /// Stores everything but the head. Returns the new manifest, and the bytes put into the store.
     func write() async throws -> (Manifest, UInt64) {
+        context.loop.assertOwner()
         try await removeZeroed()
         try await withThrowingTaskGroup(of: Void.self) { group in
             var running = 0

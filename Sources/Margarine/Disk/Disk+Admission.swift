@@ -16,6 +16,7 @@ extension Disk {
     func admit(
         session name: String?, client: ClientIdentity, _ asker: Asker
     ) async throws(AttachError) -> Admission? {
+        context.loop.assertOwner()
         while true {
             try await waitForLosses(asker)
             try asker.check()
@@ -151,6 +152,7 @@ extension Disk {
     }
 
     package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
+        context.loop.assertOwner()
         guard let ticket = (admission as? Admission)?.ticket, session === ticket.session, tenure.isServing,
             ticket.redeem()
         else {

@@ -26,7 +26,10 @@ extension Disk {
     /// How often it is looked whether who waits has gone or waited too long.
     private static let parkedTickNs: UInt64 = 250_000_000
 
-    package func beginTurn() { isProven = proves() }
+    package func beginTurn() {
+        context.loop.assertOwner()
+        isProven = proves()
+    }
 
     /// Whether the disk is this server's, for certain. Reads the clock.
     func proves() -> Bool {

@@ -14,6 +14,7 @@ extension Disk {
     /// Lets `event` happen: the one place where `tenure` changes.
     @discardableResult
     func happen(_ event: TenureEvent) -> TenureAnswer? {
+        context.loop.assertOwner()
         guard let step = Tenure.transition(tenure, event) ?? faulty(event) else {
             // A mistake of ours: better no service than a wrong one.
             context.problem("disk \(name): '\(event)' can't happen while it is '\(tenure)'")
@@ -85,6 +86,7 @@ extension Disk {
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
+        context.loop.assertOwner()
         guard let place = clients.firstIndex(where: { $0 === client }) else { return }
         clients.remove(at: place)
         cancelRequests(of: client)

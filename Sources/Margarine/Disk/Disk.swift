@@ -167,6 +167,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     // MARK: Requests
 
     package func submit(_ request: DeviceRequest) {
+        context.loop.assertOwner()
         pendingRequests[ObjectIdentifier(request)] = request
         submitted += 1
         request.deviceState = submitted
@@ -205,7 +206,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     // MARK: The journal
 
     package func endTurn(client: any DeviceClient) -> TurnEnd {
-        lost == nil ? journal.append() : .failed(.shutdown)
+        context.loop.assertOwner()
+        return lost == nil ? journal.append() : .failed(.shutdown)
     }
 
     /// Calls `done` once everything queued so far is in the journal: at once, or later.

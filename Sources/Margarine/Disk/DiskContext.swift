@@ -87,6 +87,7 @@ package final class DiskContext: @unchecked Sendable {
 
     /// Gives memory that is not used any more back to the system, once there was time to use it again.
     func giveBackLater() {
+        loop.assertOwner()
         if willGiveBack { return }
         willGiveBack = true
         after(ns: 5_000_000_000) { [self] in
@@ -105,6 +106,7 @@ package final class DiskContext: @unchecked Sendable {
     /// The same of what may happen to many requests: of each `kind` a line in `problemPauseNs`, which says how many there
     /// were since the last.
     func problem(_ text: @autoclosure () -> String, kind: String) {
+        loop.assertOwner()
         let now = environment.nowNs
         if let last = problems[kind], now &- last.toldAtNs < Self.problemPauseNs {
             problems[kind]?.others += 1

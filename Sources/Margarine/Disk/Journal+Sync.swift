@@ -6,6 +6,7 @@ internal import Runtime
 extension Journal {
     /// Calls `done` once everything queued so far survives power loss.
     func sync(_ done: @escaping (ScratchError?) -> Void) {
+        context.loop.assertOwner()
         if let failure { return done(failure) }
         if lastSequence <= syncedSequence || context.settings.fault == .journalSyncSkipped { return done(nil) }
         syncWaiters.append((lastSequence, done))

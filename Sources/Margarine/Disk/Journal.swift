@@ -180,6 +180,7 @@ package final class Journal: @unchecked Sendable {
     }
 
     private func queue(_ kind: JournalFormat.Kind, _ a: UInt64, _ b: UInt64, _ slots: Int) -> UInt64 {
+        context.loop.assertOwner()
         lastSequence += 1
         queued.append(Operation(kind: kind, sequence: lastSequence, a: a, b: b, slotCount: slots))
         return lastSequence
@@ -189,6 +190,7 @@ package final class Journal: @unchecked Sendable {
 
     /// Appends what is queued. `.pending` when the kernel could not take it at once: `onAppended` tells.
     func append() -> TurnEnd {
+        context.loop.assertOwner()
         if failure != nil { return .failed(.io) }
         if waits.isWaiting { return .pending(turn: queued.isEmpty ? turn - 1 : turn) }
         if flight != nil, context.settings.fault != .acknowledgedBeforeAppend {
@@ -374,6 +376,7 @@ package final class Journal: @unchecked Sendable {
     /// `done` when no write and no sync is under way any more, of the mark neither: then another object may take the journal up,
     /// and finds in the mark whether a sync has failed.
     func abandon(_ done: @escaping () -> Void = {}) {
+        context.loop.assertOwner()
         if failure == nil {
             isAbandoned = true
             failure = ScratchError(errno: 125 /* ECANCELED */, description: "the disk is no longer served here")

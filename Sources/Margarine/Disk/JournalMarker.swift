@@ -55,12 +55,14 @@ final class JournalMarker: @unchecked Sendable {  // owned by the disk's loop
 
     /// Records up to `sequence` survive a loss of power. Costs one write of 96 bytes, which nobody waits for.
     func synced(upTo sequence: UInt64) {
+        context.loop.assertOwner()
         mark.synced = max(mark.synced, sequence)
         write()
     }
 
     /// What the kernel has of the journal may not be what the disk has, though a later sync would say so.
     func syncFailed() {
+        context.loop.assertOwner()
         mark.hasSyncFailed = true
         owesFailure = isAttached
         write()

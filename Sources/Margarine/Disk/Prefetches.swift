@@ -35,6 +35,7 @@ final class Prefetches: @unchecked Sendable {
     var count: Int { running.count + waiting.count }
 
     func add(_ request: DeviceRequest) {
+        disk.context.loop.assertOwner()
         let client = ObjectIdentifier(request.client)
         let end = request.offset + min(request.lengthBytes, Prefetches.maxBytes)
         if let last = waiting.last, last.client == client, last.end == request.offset,

@@ -68,6 +68,7 @@ final class RequestLine: @unchecked Sendable {
 
     /// Runs `work` when it is the ticket's turn, if the ticket is open then.
     func enter(_ ticket: RequestTicket, _ work: @escaping @Sendable () async -> Void) {
+        context.loop.assertOwner()
         if running < limit { return start(ticket, work) }
         waiting.append(Waiting(ticket: ticket, work: work))
         if waitingCount > sweepAt { removeClosed() }

@@ -71,6 +71,7 @@ final class RoomWaits: @unchecked Sendable {  // owned by its loop; `isWoken` is
 
     /// A disk's line is not empty any more.
     func add(_ disk: Disk) {
+        loop.assertOwner()
         guard disks.updateValue(disk, forKey: ObjectIdentifier(disk)) == nil, disks.count == 1 else { return }
         isNeeded.store(true, ordering: .sequentiallyConsistent)
         budget.loopWaits(true)
@@ -79,6 +80,7 @@ final class RoomWaits: @unchecked Sendable {  // owned by its loop; `isWoken` is
 
     /// A disk's line is empty.
     func remove(_ disk: Disk) {
+        loop.assertOwner()
         guard disks.removeValue(forKey: ObjectIdentifier(disk)) != nil, disks.isEmpty else { return }
         isNeeded.store(false, ordering: .sequentiallyConsistent)
         budget.loopWaits(false)

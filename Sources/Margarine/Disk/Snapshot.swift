@@ -71,12 +71,14 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
 
     /// Admits a client that the manager has counted.
     func admit() -> Ticket {
+        context.loop.assertOwner()
         let ticket = Ticket(loop: context.loop, left: left)
         ticket.start(context)
         return ticket
     }
 
     package func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {
+        context.loop.assertOwner()
         guard let ticket = admission as? Ticket, ticket.redeem() else {
             return ready(AttachError(.refused, "\(name): the attachment has lapsed; attach again"))
         }
@@ -85,6 +87,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
     }
 
     package func leave(_ client: any DeviceClient, clean: Bool) {
+        context.loop.assertOwner()
         guard clients.removeValue(forKey: ObjectIdentifier(client)) != nil else { return }
         let gone = pending.values.filter { $0.client === client }
         for request in gone.sorted(by: { $0.deviceState < $1.deviceState }) {
@@ -110,6 +113,7 @@ package final class Snapshot: BlockDevice, @unchecked Sendable {
     package func endTurn(client: any DeviceClient) -> TurnEnd { .acknowledged }
 
     package func submit(_ request: DeviceRequest) {
+        context.loop.assertOwner()
         pending[ObjectIdentifier(request)] = request
         submitted += 1
         request.deviceState = submitted

@@ -42,6 +42,7 @@ final class StatusQueue: @unchecked Sendable {
     var loadingCount: Int { loading.running }
 
     func submit(_ request: DeviceRequest) {
+        source.context.loop.assertOwner()
         let ticket = RequestTicket(request)
         if waiting.isEmpty, work > 0 { answer(ticket) } else { waiting.append(ticket) }
         refillLater()

@@ -8,6 +8,23 @@ import Synchronization
 import Testing
 
 @Suite struct DiskTests {
+    @Test("part 2: what belongs to a loop ends the process when it is called elsewhere", arguments: 0..<5)
+    func entriesAreOfOneLoop(_ entry: Int) async throws {
+        await #expect(processExitsWith: .failure) { [entry] in
+            let bed = try DiskBed()
+            try await bed.create()
+            let client = try await bed.attach()
+            let disk = client.device as! Disk
+            switch entry {
+            case 0: disk.beginTurn()
+            case 1: disk.submit(DeviceRequest())
+            case 2: disk.leave(client, clean: true)
+            case 3: disk.happen(.cut)
+            default: _ = disk.journal.append()
+            }
+        }
+    }
+
     @Test func whatWasWrittenIsReadAtAnyOffsetAndLength() async throws {
         let bed = try DiskBed()
         try await bed.create()
