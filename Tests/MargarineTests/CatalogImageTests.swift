@@ -75,6 +75,20 @@ struct CatalogImageTests {
         return folder.read("out")
     }
 
+    @Test func anUnfinishedImageGoesAndAnothersFileStays() throws {
+        let folder = TestFolder()
+        var output: ImageOutput? = try ImageOutput(path: folder.file("out"))
+        withExtendedLifetime(output) {}
+        output = nil
+        #expect(try folder.names().isEmpty)
+        output = try ImageOutput(path: folder.file("out"))
+        withExtendedLifetime(output) {}
+        folder.write("another", size: 3, [(0, [1, 2, 3])])
+        #expect(rename(folder.file("another"), folder.file("out")) == 0)
+        output = nil
+        #expect(folder.read("out") == [1, 2, 3])
+    }
+
     @Test func anImageComesOutAsItWentIn() async throws {
         var g = SeededGenerator(seed: 1)
         let test = TestStore()

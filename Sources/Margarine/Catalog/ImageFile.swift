@@ -112,9 +112,16 @@ package final class ImageOutput: @unchecked Sendable {  // used by one task at a
 
     deinit {
         guard let path else { return }
-        close(fd)
         // Half an image helps nobody.
-        if !isFinished, wasCreated { unlink(path) }
+        if !isFinished, wasCreated, isOurs(path) { unlink(path) }
+        close(fd)
+    }
+
+    /// Whether the name is still this file's: somebody may have put another in its place.
+    private func isOurs(_ path: String) -> Bool {
+        var (own, present) = (stat(), stat())
+        return fstat(fd, &own) == 0 && lstat(path, &present) == 0 && own.st_dev == present.st_dev
+            && own.st_ino == present.st_ino
     }
 }
 
