@@ -133,8 +133,7 @@ final class ServerContext: @unchecked Sendable {
         let call = Mutex<(@Sendable () -> Void)?>(nil)
     }
 
-    private var refusals = 0
-    private var refusalLine = SeldomLine()
+    private var refusing = Episode()
 
     private static let acceptsPerTurn = 64
     private static let handshakeGraceMs: UInt64 = 1_000
@@ -245,6 +244,10 @@ final class ServerContext: @unchecked Sendable {
             socket.close()
             return
         }
+        if let over = refusing.worked(nowNs: loop.nowNs, quietNs: Self.quietNs) {
+            log.notice(
+                "connections are not refused any more: \(over.count) were, in \(DurationMs.readable(over.durationMs))")
+        }
         Sockets.tune(socket, deadAfterMs: limits.deadPeerMs)
         let handshake = Handshake(socket: socket, client: client, server: self, loop: loop, log: log)
         handshakes.append(handshake)
@@ -263,14 +266,12 @@ final class ServerContext: @unchecked Sendable {
         }
     }
 
-    /// One line in a while, however many come.
+    /// Two lines, however many come.
     private func noteRefusal(_ client: ClientIdentity) {
-        refusals += 1
-        guard refusalLine.isDue(loop.nowNs) else { return }
+        guard refusing.failed("too many", nowNs: loop.nowNs) else { return }
         log.warning(
             "connections refused: one client address may have \(limits.connections), all together \(limits.connections + limits.connectionsForOthers)",
-            metadata: ["client": "\(client.address)", "refused": "\(refusals)"])
-        refusals = 0
+            metadata: ["client": "\(client.address)"])
     }
 
     /// Of too many handshakes that wait for their clients, the oldest goes of the address that has most of them: who opens
@@ -357,16 +358,5 @@ final class ServerContext: @unchecked Sendable {
             }
         }
         return all
-    }
-}
-
-/// A message that would otherwise flood the log: one line in ten seconds.
-private struct SeldomLine {
-    private var lastNs: UInt64?
-
-    mutating func isDue(_ nowNs: UInt64) -> Bool {
-        if let lastNs, nowNs - lastNs < 10_000_000_000 { return false }
-        lastNs = nowNs
-        return true
     }
 }

@@ -61,6 +61,38 @@ import Testing
         #expect(bed.exports.device.leaves == 1)
     }
 
+    @Test("row 32: connections that are refused make two lines, however many they are")
+    func refusalsAreToldOnce() throws {
+        let now = Mutex<UInt64>(1)
+        let loop = Loop(name: "driven", clock: { now.withLock { $0 } })
+        var limits = ConnectionLimits()
+        limits.connections = 1
+        let lines = LogLines()
+        let server = ServerContext(
+            provider: SlowExports(loop: loop, environment: SystemEnvironment(workers: 1)), loop: loop, limits: limits,
+            log: Logger(label: "lines") { _ in lines })
+        var clients: [FileDescriptor] = []
+        func welcome(_ address: String) {
+            var ends: [Int32] = [-1, -1]
+            let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+            precondition(socketpair(AF_UNIX, kind, 0, &ends) == 0)
+            clients = clients.prefix(1) + [FileDescriptor(owning: ends[1])]
+            let far = FileDescriptor(owning: ends[0])
+            loop.post { server.welcome(far, client: ClientIdentity(address: address, host: address)) }
+            loop.step()
+        }
+        let hour: UInt64 = 3_600_000_000_000
+        for _ in 0..<1000 { welcome("greedy") }
+        now.withLock { $0 += hour }
+        welcome("greedy")
+        #expect(lines.all.count == 1)
+        #expect(lines.all.first?.hasPrefix("connections refused") == true)
+        now.withLock { $0 += hour }
+        welcome("other")
+        #expect(lines.all.count == 2)
+        #expect(lines.all.last == "connections are not refused any more: 1000 were, in 2 h")
+    }
+
     // MARK: The bed
 
     private struct TooLate: Error {}
