@@ -19,7 +19,7 @@ public final class MemoryScratch: ScratchDisk {
     public typealias Deliver = @Sendable (@escaping @Sendable () -> Void) -> Void
 
     /// A kind of call, for `failNext`.
-    public enum Call: Sendable { case open, write, read, sync, truncate, syncDirectory, rename, remove }
+    public enum Call: Sendable { case open, write, read, sync, truncate, list, syncDirectory, rename, remove }
 
     let deliver: Deliver?
     let capacityBytes: UInt64?
@@ -114,6 +114,7 @@ public final class MemoryScratch: ScratchDisk {
 
     public func list(_ directory: String) throws(ScratchError) -> [String] {
         if !directory.isEmpty { checkPath(directory) }
+        try fail(.list, directory)
         let prefix = directory.isEmpty ? "" : directory + "/"
         let names = state.withLock { state in
             Set(

@@ -223,18 +223,24 @@ package final class DiskManager: ExportProvider {
 
     /// Takes up the journals of this scratch directory: every disk that was this server's when it ended.
     package func recover(_ progress: @Sendable (_ disk: String) -> Void = { _ in }) async {
-        let scratch = contexts[0].scratch
-        let folders: [String]
-        do { folders = try scratch.list(DiskOpener.journalRoot) } catch {
-            return log.error("the journals in the scratch directory can't be listed: \(error)")
+        let folders: [(folder: String, disk: String)]
+        do { folders = try journalFolders() } catch {
+            log.error("the journals in the scratch directory can't be listed, which is tried again: \(error)")
+            return takeUpLater(nil)
         }
         var left: [String: String] = [:]
-        for folder in folders {
-            guard let (name, _) = DiskOpener.disk(ofJournal: folder) else { continue }
+        for (folder, name) in folders {
             progress(name)
             left[folder] = await takeUp(folder, of: name, toldBefore: nil)
         }
         if !left.isEmpty { takeUpLater(left) }
+    }
+
+    /// The folders of journals, foreign names left out.
+    private func journalFolders() throws(ScratchError) -> [(folder: String, disk: String)] {
+        try contexts[0].scratch.list(DiskOpener.journalRoot).compactMap { folder in
+            DiskOpener.disk(ofJournal: folder).map { (folder, $0.name) }
+        }
     }
 
     /// Takes up one journal. nil: nothing is left to do. Else why it could not be: nobody else can have the disk meanwhile, so
@@ -259,19 +265,25 @@ package final class DiskManager: ExportProvider {
     }
 
     /// Tries again, by and by: as long as this server lives, no other one may take these disks.
-    private func takeUpLater(_ folders: [String: String]) {
+    ///
+    /// - Parameter folders: with what was told of each; nil: they could not be listed.
+    private func takeUpLater(_ folders: [String: String]?) {
         let environment = contexts[0].environment
-        guard let context = try? state.withLock({ _ throws(AttachError) in try startedContext(0) }) else { return }
-        _ = Task(executorPreference: context.loop) { [weak self] in
+        // Without a thread for a loop yet, on the pool.
+        let context = try? state.withLock { _ throws(AttachError) in try startedContext(0) }
+        _ = Task(executorPreference: context?.loop) { [weak self] in
             var left = folders
             var pauseNs: UInt64 = 1_000_000_000
-            while !left.isEmpty {
+            while left?.isEmpty != true {
                 await environment.sleep(ns: pauseNs)
                 pauseNs = min(pauseNs * 2, 60_000_000_000)
                 guard let self, !state.withLock({ $0.isDraining }) else { return }
-                for (folder, told) in left.sorted(by: { $0.key < $1.key }) {
+                if left == nil, let found = try? journalFolders() {
+                    left = found.reduce(into: [:]) { $0[$1.folder] = "" }
+                }
+                for (folder, told) in (left ?? [:]).sorted(by: { $0.key < $1.key }) {
                     guard let (name, _) = DiskOpener.disk(ofJournal: folder) else { continue }
-                    left[folder] = await takeUp(folder, of: name, toldBefore: told)
+                    left?[folder] = await takeUp(folder, of: name, toldBefore: told)
                 }
             }
         }

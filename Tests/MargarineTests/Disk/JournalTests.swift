@@ -110,6 +110,22 @@ import Testing
         #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
     }
 
+    @Test("row 10: a start that can't list the journals for a lack of descriptors takes them up later")
+    func aStartWithoutDescriptors() async throws {
+        let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
+        try await bed.create()
+        let client = try await bed.attach("d?session=one")
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.kill()
+        let next = try DiskBed(store: bed.store, scratch: bed.scratch.kill())
+        next.scratch.failNext(.list, errno: EMFILE, path: "journal")
+        await next.manager.recover()
+        for _ in 0..<500 where !next.manager.hasDisks { await next.environment.sleep(ns: 10_000_000) }
+        #expect(next.manager.hasDisks)
+        let again = try await next.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+    }
+
     @Test("row 10: after a failed sync the disk is closed, and what the next one promises is on the disk")
     func aFailedSyncIsNotForgotten() async throws {
         let bed = try DiskBed(settings: { $0.commitIntervalMs = 600_000 })
