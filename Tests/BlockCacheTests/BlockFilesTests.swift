@@ -28,7 +28,7 @@ struct BlockFilesTests {
         #expect(second.snapshot.heldBytes == 800)
     }
 
-    @Test("what has left a queue is forgotten, though it never comes to its turn") func queuesStaySmall() {
+    @Test("also: what has left a queue is forgotten, though it never comes to its turn") func queuesStaySmall() {
         var queue = Fifo()
         let stays = (0..<300).map { BlockFile(id: .sample(UInt64($0)), path: "") }
         for file in stays {

@@ -46,6 +46,13 @@ import Testing
         let bed = try DiskBed()
         let size: UInt64 = 0 &- (16 << 20)
         try await bed.create("d", size: size)
+        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
+        var first = try #require(try await heads.load("d"))
+        first.head.advance(
+            to: GenerationRecord(
+                diskID: first.head.diskID, generation: 1, epoch: first.head.epoch, kind: .imported, committedAtMs: 1,
+                journalSequence: 0, newBytes: 0, manifest: .empty(sizeBytes: size, cache: bed.context.manifests)))
+        _ = try await heads.swap(first.head, expecting: first.etag)
         await #expect {
             _ = try await bed.attach("d")
         } throws: {
@@ -53,7 +60,6 @@ import Testing
         }
         var head = try await bed.head()
         head.isReadOnly = true
-        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
         _ = try await heads.swap(head, expecting: try #require(try await heads.load("d")).etag)
         await #expect {
             _ = try await bed.attach("d")
@@ -66,6 +72,7 @@ import Testing
         }
         #expect(await refused { _ = try await catalog.fork("d", as: "fork") })
         _ = try await catalog.resize("d", to: Self.most, shrink: true)
+        #expect(await refused { _ = try await catalog.rollBack("d", to: 1) })
         let client = try await bed.attach("d")
         try await client.write(pattern(4096, 1), at: Self.most - 4096)
         #expect(try await client.read(4096, at: Self.most - 4096) == pattern(4096, 1))

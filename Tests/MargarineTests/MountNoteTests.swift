@@ -43,6 +43,17 @@ import Testing
         #expect(kinds(bytes, readOnly: false) == [])
     }
 
+    @Test("row 19: a btrfs that ends with a log is told")
+    func btrfsLog() {
+        func kinds(logRoot: UInt64, readOnly: Bool) -> [String] {
+            let start = [UInt8](repeating: 0, count: 65536)
+            return self.kinds(start + superBlock(7, logRoot: logRoot), readOnly: readOnly)
+        }
+        #expect(kinds(logRoot: 1 << 20, readOnly: true) == ["btrfs ro,rescue=nologreplay"])
+        #expect(kinds(logRoot: 1 << 20, readOnly: false) == [])
+        #expect(kinds(logRoot: 0, readOnly: true) == [])
+    }
+
     @Test("row 20: members of several disks are told, others are not")
     func members() throws {
         #expect(kinds(try made("mkfs.btrfs -q $f"), readOnly: false) == [])
@@ -53,6 +64,8 @@ import Testing
         #expect(kinds(bytes, readOnly: false) == ["lvm -"])
         bytes = [UInt8](repeating: 0, count: DiskContents.lengthBytes)
         bytes.replaceSubrange(4096..<4104, with: [0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0])
+        #expect(kinds(bytes, readOnly: false) == [])
+        bytes[4096 + 92] = 1
         #expect(kinds(bytes, readOnly: false) == [])
         bytes[4096 + 92] = 2
         #expect(kinds(bytes, readOnly: false) == ["md -"])

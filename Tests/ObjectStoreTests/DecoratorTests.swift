@@ -169,7 +169,11 @@ import Testing
         let bucket = CountingBucket(faulty, counters: counters, environment: environment)
         _ = try await bucket.put("a", [1], if: .none)
         faulty.inject(StoreFault(.fail(.denied), verb: .get))
-        for _ in 0..<1000 {
+        _ = await kind { _ = try await bucket.get("a", range: nil) }
+        // At once: it lasts until somebody mends it.
+        #expect(told.withLock { $0.count } == 1)
+        await environment.sleep(ns: 50_000_000)
+        for _ in 0..<999 {
             _ = await kind { _ = try await bucket.get("a", range: nil) }
             await environment.sleep(ns: 50_000_000)
             // Others go on as before.

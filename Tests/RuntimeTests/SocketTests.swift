@@ -199,6 +199,37 @@ import Testing
         }
     }
 
+    @Test("row 36: a path is taken and given up only under the lock of its folder")
+    func pathsAreTakenUnderALock() async throws {
+        try await withFolder { folder in
+            let path = folder + "/s"
+            func whileLocked(_ body: @escaping @Sendable () throws -> Void) async throws {
+                let lock = open(folder, O_RDONLY | O_DIRECTORY)
+                #expect(flock(lock, LOCK_EX) == 0)
+                let isDone = Shared(false)
+                let started = startDetachedThread(name: "r36") {
+                    try? body()
+                    isDone.update { $0 = true }
+                }
+                #expect(started)
+                try await Task.sleep(for: .milliseconds(300))
+                #expect(!isDone.value)
+                close(lock)
+                for _ in 0..<500 where !isDone.value { try await Task.sleep(for: .milliseconds(10)) }
+                #expect(isDone.value)
+            }
+            let bound = Shared<(FileDescriptor, SocketFile)?>(nil)
+            try await whileLocked {
+                let made = try Sockets.listen(unix: path)
+                bound.update { $0 = (made.socket, made.file) }
+            }
+            let (socket, file) = try #require(bound.value)
+            try await whileLocked { file.remove() }
+            #expect(access(path, F_OK) != 0)
+            socket.close()
+        }
+    }
+
     @Test func addressesAreReadAsPeopleWriteThem() {
         #expect(Endpoint("127.0.0.1:10809") == .tcp(host: "127.0.0.1", port: 10809))
         #expect(Endpoint(":10809") == .tcp(host: "", port: 10809))

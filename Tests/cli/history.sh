@@ -126,3 +126,25 @@ t_a_stream_reads_by_the_document() {
   same "$(cat "$dir/out")" '{"generation": 2, "from": 1, "blocks": 1}'
   cmp "$dir/in2" "$dir/image" || die "the stream changes the image otherwise"
 }
+
+t_row_19_a_fork_says_how_it_is_mounted() {
+  PATH=$PATH:/sbin:/usr/sbin
+  command -v mkfs.ext4 >/dev/null && command -v debugfs >/dev/null && command -v mkfs.btrfs >/dev/null || die "e2fsprogs and btrfs-progs are needed"
+  export MARGARINE_STORE=file://$dir/store
+  local name
+  for name in dirty one two; do truncate -s 128M "$dir/$name.img"; done
+  mkfs.ext4 -q "$dir/dirty.img" && debugfs -w -R 'feature needs_recovery' "$dir/dirty.img" >/dev/null 2>&1
+  mkfs.btrfs -q "$dir/one.img" "$dir/two.img" >/dev/null 2>&1
+  for name in dirty one two; do m 0 disk import "$dir/$name.img" "$name"; done
+  m 0 disk fork dirty look --read-only
+  has "$err" "'look'"; has "$err" "-o ro,noload"
+  same "$out" ""
+  m 0 disk fork dirty look2 --read-only --json
+  same "$(json '[(n["kind"], n["mountOptions"]) for n in d["notes"]]')" "[('ext4', 'ro,noload')]"
+  m 0 disk fork dirty work
+  same "$err" ""
+  m 0 disk fork one alone
+  has "$err" "2 devices"; has "$err" "--into"
+  m 0 disk fork one two --into one2 two2
+  same "$err" ""
+}

@@ -1,5 +1,6 @@
 """What only a device shows that is slow, broken or gone: on exports of the test server alone."""
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -193,6 +194,45 @@ def a_request_without_memory_fails_alone(t):
             client.write(0, b"c" * MIB)
             client.disconnect()
         assert server.poll() is None
+    finally:
+        server.kill()
+        server.wait()
+
+
+def a_server_without_descriptors_says_so_once(t):
+    """And waits for some without using the CPU."""
+    _own(t)
+    options = sys.argv[sys.argv.index("--server") + 1:][:1]
+    server = subprocess.Popen(
+        options + ["--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+    host, port = server.stdout.readline().split()[1].rsplit(":", 1)
+    address = (host, int(port))
+
+    def used():
+        with open("/proc/%d/stat" % server.pid) as f:
+            fields = f.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    try:
+        for _ in range(3):
+            crowd = [Client(address) for _ in range(100)]
+            before = used()
+            time.sleep(1)
+            assert used() - before < 0.3, "%.2f s of CPU" % (used() - before)
+            for client in crowd:
+                client.close()
+            for _ in range(100):
+                try:
+                    client = Client(address).greet().go(b"mem")
+                    break
+                except (Closed, OSError):
+                    time.sleep(0.05)
+            client.alive()
+            client.disconnect()
+        server.terminate()
+        lines = [line for line in server.stderr.read().splitlines() if "cannot accept" in line]
+        assert len(lines) == 1, lines
     finally:
         server.kill()
         server.wait()

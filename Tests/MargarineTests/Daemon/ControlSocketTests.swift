@@ -114,6 +114,17 @@ private func ask(_ path: String, _ command: String) async throws -> ControlAnswe
         #expect(access(path, F_OK) != 0)
     }
 
+    @Test("row 37: a connection that gets no thread is hung up on, and counts no longer", .timeLimit(.minutes(1)))
+    func withoutAThreadForAConnection() async throws {
+        let socket = try ControlSocket(path: path) { _ in ControlAnswer() }
+        defer { socket.close() }
+        let path = path
+        await Threads.refusing("control") {
+            for _ in 0..<20 { await #expect(throws: DaemonError.self) { try await ask(path, "x") } }
+        }
+        #expect(try await ask(path, "x") == ControlAnswer())
+    }
+
     @Test func aFileInItsPlaceIsLeftAlone() throws {
         try "precious".write(toFile: path, atomically: false, encoding: .utf8)
         #expect(throws: DaemonError.self) { try ControlSocket(path: path) { _ in ControlAnswer() } }

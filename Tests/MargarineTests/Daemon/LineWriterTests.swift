@@ -82,6 +82,34 @@ private final class Pipe {
         #expect(reader.withLock { $0 } == (0..<5000).map { "\($0)\n" }.joined() + "end\n")
     }
 
+    @Test("row 34: the end waits for a reader that is late") func lateReader() throws {
+        let pipe = try Pipe()
+        let writer = LineWriter(descriptor: pipe.writeEnd)
+        let line = String(repeating: "x", count: 99)
+        // More than the pipe takes.
+        for _ in 0..<2000 { writer.add(line) }
+        let began = Mutex(false)
+        let ended = Mutex(false)
+        let starts = startDetachedThread(name: "reader") { [readEnd = pipe.readEnd] in
+            usleep(200_000)
+            began.withLock { $0 = true }
+            var buffer = [UInt8](repeating: 0, count: 65_536)
+            var left = 2000 * 100
+            while left > 0 {
+                let count = read(readEnd, &buffer, buffer.count)
+                if count <= 0 { break }
+                left -= count
+            }
+            ended.withLock { $0 = left == 0 }
+        }
+        #expect(starts)
+        writer.flush(timeoutMs: 20_000)
+        #expect(began.withLock { $0 })
+        for _ in 0..<5000 where !ended.withLock({ $0 }) { usleep(1000) }
+        #expect(ended.withLock { $0 })
+        withExtendedLifetime(pipe) {}
+    }
+
     @Test("row 37: without a thread for the log, what its reader takes is written") func withoutAThread() async throws {
         let pipe = try Pipe()
         await Threads.refusing("log") {

@@ -57,12 +57,17 @@ private let meminfo = "MemTotal:       16384000 kB\nMemFree: 1 kB"
         ]
         let limited = try Tree(files)
         #expect(MemoryLimit.find(root: limited.root) == MemoryLimit(bytes: 256 << 20, source: "cgroup /"))
+        var nested = files
+        nested["/proc/self/cgroup"] = "4:memory:/docker/abc/own\n0::/"
+        nested["/sys/fs/cgroup/memory/own/memory.limit_in_bytes"] = "134217728"
+        let inner = try Tree(nested)
+        #expect(MemoryLimit.find(root: inner.root) == MemoryLimit(bytes: 128 << 20, source: "cgroup /own"))
         var unlimited = files
         unlimited["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "9223372036854771712"
         let free = try Tree(unlimited)
         #expect(MemoryLimit.find(root: free.root).source == "this machine")
         // Their folders go with them.
-        withExtendedLifetime((limited, free)) {}
+        withExtendedLifetime((limited, inner, free)) {}
     }
 
     @Test("row 22: without cgroups the machine's memory is the limit, and nothing that can be read is none")

@@ -442,7 +442,7 @@ import Testing
     }
 
     @Test(
-        "row 5: what is missing, damaged or of another format is no outage",
+        "row 5: what is missing, damaged or of another format is no outage", .timeLimit(.minutes(1)),
         arguments: [
             StoreError.Kind.notFound, .corrupt, .refused,
         ])

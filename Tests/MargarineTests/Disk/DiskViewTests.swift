@@ -158,6 +158,36 @@ extension TestClient {
         #expect(extents.reduce(0) { $0 + $1.lengthBytes } < 1 << 50)
     }
 
+    /// A layer with single pages in so many slices, far apart.
+    private func scattered(_ count: Int, _ pages: DirtyPages) -> Layer {
+        let layer = Layer(pages: pages)
+        for slice in 0..<UInt64(count) {
+            let slot = pages.recover(at: JournalLocation(segment: 1, offset: 0), sum: 0)
+            layer.put(slot, page: Int(slice % 128), of: slice &* 0x9e37_79b9_7f4a_7c15 >> 34)
+        }
+        return layer
+    }
+
+    @Test("row 33: a question takes as long over many slices as over few")
+    func statusTakesAsLongOverManySlices() {
+        let pages = DirtyPages(arena: FrameArena(budgetBytes: 16 << 20))
+        let manifest = Manifest.empty(sizeBytes: 1 << 50, cache: ManifestCache(Locations([MemoryBucket()])))
+        func ask(_ layer: Layer) -> Duration {
+            ContinuousClock().measure {
+                for at in 0..<UInt64(50) {
+                    var work = 0
+                    let start = at << 40
+                    _ = BlockStatus.step(start..<start + 1, onlyOne: true, manifest, [layer], work: &work)
+                }
+            }
+        }
+        let (few, many) = (scattered(500, pages), scattered(50_000, pages))
+        // The best of some: what else the machine does is not theirs.
+        let best = (0..<5).map { _ in (few: ask(few), many: ask(many)) }
+        let (fewNs, manyNs) = (best.map(\.few).min()!, best.map(\.many).min()!)
+        #expect(manyNs < fewNs * 15, "\(fewNs) over 500 slices, \(manyNs) over 50,000")
+    }
+
     @Test("row 33: a turn answers so many status requests and no more")
     func aTurnOfStatusIsBounded() async throws {
         #expect(try await turnsForStatuses(nil) >= 10)

@@ -144,8 +144,8 @@ import Testing
     func marksOfEarlierVersions() async throws {
         let disk = ObjectID(high: 1, low: 2)
         let scratch = MemoryScratch()
-        func past() async throws -> JournalPast {
-            try await JournalPast.find(in: "journal/d", of: disk, bootID: "now", scratch)
+        func past(_ folder: String = "journal/d") async throws -> JournalPast {
+            try await JournalPast.find(in: folder, of: disk, bootID: "now", scratch)
         }
         #expect(try await !past().survives)
         _ = try scratch.open("journal/d/attached", create: true)
@@ -157,6 +157,8 @@ import Testing
         _ = try scratch.open("journal/d/owned", create: true)
         #expect(try await !past().survives)
         try scratch.remove("journal/d/owned")
+        // A folder with nothing in it has lost its mark.
+        #expect(try await !past("journal/e").survives)
         try scratch.open("boot-id", create: true).truncate(to: 0)
         try await scratch.open("boot-id", create: true).write(Array("before\n".utf8), at: 0)
         #expect(try await !past().survives)
@@ -355,12 +357,14 @@ import Testing
         }
     }
 
-    @Test("row 11: what any record of a segment that is cut off says of syncs counts")
-    func claimsOfDeadSegments() async throws {
+    @Test(
+        "row 11: what any record that is cut off says of syncs counts, in the same segment or in a later one",
+        arguments: [1, 2])
+    func claimsOfDeadRecords(segments: Int) async throws {
         let bed = try DiskBed(
             settings: {
                 $0.commitIntervalMs = 600_000
-                $0.journalSegmentBytes = 12 << 10
+                if segments == 2 { $0.journalSegmentBytes = 12 << 10 }
             })
         try await bed.create()
         let client = try await bed.attach("d?session=one")
@@ -370,7 +374,7 @@ import Testing
         bed.kill()
         let id = try await bed.head().diskID
         let folder = DiskOpener.journalFolder("d", id)
-        #expect(try JournalReplay.segmentNumbers(in: folder, scratch: bed.scratch) == [1, 2])
+        #expect(try JournalReplay.segmentNumbers(in: folder, scratch: bed.scratch).count == segments)
         bed.scratch.flipBit(Journal.path(folder, 1), at: 6000)
         await #expect(throws: JournalDamage.self) {
             _ = try await JournalReplay.run(
@@ -442,11 +446,18 @@ import Testing
         bed.scratch.failNext(.write, errno: 5, path: "journal/")
         try? await client.write(pattern(4096, 2), at: 0)
         bed.kill()
+        let path = Journal.path(DiskOpener.journalFolder("d", try await bed.head().diskID), 1)
+        // The header of the segment and one record of a page.
+        let wholeBytes: Int = 96 + 64 + 4 + 4096
+        let tornBytes = try #require(bed.scratch.contents(path)?.count)
+        #expect(tornBytes > wholeBytes)
         var scratch = bed.scratch.kill()
         for seed in 3..<6 {
             let next = try DiskBed(store: bed.store, scratch: scratch, settings: { $0.commitIntervalMs = 600_000 })
             await next.manager.recover()
             let again = try await next.attach("d?session=one")
+            let leftBytes = next.scratch.contents(path)?.count
+            #expect(leftBytes == wholeBytes)
             #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
             try await again.write(pattern(4096, UInt64(seed)), at: 4096)
             next.kill()

@@ -222,6 +222,48 @@ import Testing
         withExtendedLifetime(named) {}
     }
 
+    @Test("row 17: a further connection from one address without a name is told once")
+    func furtherConnectionsAreTold() async throws {
+        let lines = LogLines()
+        let bed = try DiskBed(lines: lines)
+        for name in ["d", "e", "f"] { try await bed.create(name) }
+        func told() -> Int { lines.all.count { $0.contains("name attachments") } }
+        func attach(_ export: String, isProcess: Bool) async throws -> TestClient {
+            let client = TestClient(
+                try await bed.manager.attach(
+                    export, client: ClientIdentity(address: "a:1", host: "a", isProcess: isProcess)))
+            try await client.join()
+            return client
+        }
+        var clients = [try await attach("d", isProcess: false)]
+        #expect(told() == 0)
+        for _ in 0..<3 { clients.append(try await attach("d", isProcess: false)) }
+        #expect(told() == 1)
+        // One process is one client, and so is who names his attachment.
+        for _ in 0..<3 {
+            clients.append(try await attach("e", isProcess: true))
+            clients.append(try await attach("f?session=s", isProcess: false))
+        }
+        #expect(told() == 1)
+    }
+
+    @Test("also: an admission that has lapsed, or was joined, is not joined")
+    func lapsedAdmissions() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = ClientIdentity(address: "h:1", host: "h")
+        let late = TestClient(try await bed.manager.attach("d", client: client))
+        let other = TestClient(try await bed.manager.attach("d", client: client))
+        // As its timer does.
+        await late.onLoop { _ = (late.attached.admission as! Admission).ticket.redeem() }
+        await #expect(throws: AttachError.self) { try await late.join() }
+        try await other.join()
+        let again = TestClient(other.attached)
+        await #expect(throws: AttachError.self) { try await again.join() }
+        let disk = other.device as! Disk
+        #expect(await other.onLoop { disk.session?.admissions == 0 && disk.clients.count == 1 })
+    }
+
     @Test("row 17: the name of a session is not told to others")
     func aRefusalDoesNotTellTheSession() async throws {
         let bed = try DiskBed()
@@ -261,7 +303,7 @@ import Testing
         _ = try await again.attach("d", host: "h3")
     }
 
-    @Test("row 16: a connection that makes progress is waited for, one that is silent for long is closed")
+    @Test("row 16: a connection that makes progress is waited for")
     func progressCounts() async throws {
         let bed = try DiskBed()
         try await bed.create()
@@ -277,6 +319,53 @@ import Testing
         _ = try await bed.attach("d?session=s")
         await busy.value
         #expect(slow.disconnected == nil)
+    }
+
+    @Test("row 16: a connection that is silent for long is closed", .timeLimit(.minutes(1)))
+    func silenceEnds() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let silent = try await bed.attach("d?session=s")
+        await silent.onLoop { silent.absorbs = false }
+        let began = bed.environment.nowNs
+        let joiner = try await bed.attach("d?session=s")
+        #expect(bed.environment.nowNs - began >= Disk.silenceNs)
+        #expect(silent.disconnected?.contains("without a byte of progress") == true)
+        try await joiner.write(pattern(4096, 1), at: 0)
+    }
+
+    @Test("row 16: a further connection waits for writes that were sent before, not for reads", .timeLimit(.minutes(1)))
+    func readsNeedNotBeFinished() async throws {
+        let warm = try DiskBed()
+        try await warm.create()
+        let writer = try await warm.attach()
+        try await writer.write(pattern(1 << 20, 1), at: 20 << 20)
+        await writer.leave(clean: true)
+        try await warm.waitForGeneration(1)
+        await warm.manager.drain()
+        let bed = try DiskBed(store: warm.store)
+        let first = try await bed.attach("d?session=s")
+        let disk = first.device as! Disk
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "blocks/"))
+        let read = Task { try await first.read(4096, at: 20 << 20) }
+        while await first.onLoop({ disk.pendingRequests.count }) < 1 { await bed.environment.sleep(ns: 1_000_000) }
+        let began = bed.environment.nowNs
+        _ = try await bed.attach("d?session=s")
+        #expect(bed.environment.nowNs - began < Disk.silenceNs / 2)
+        #expect(first.disconnected == nil)
+
+        let write = Task { try await first.write([1, 2, 3], at: (20 << 20) + 5) }
+        while await first.onLoop({ disk.pendingRequests.count }) < 2 { await bed.environment.sleep(ns: 1_000_000) }
+        let isJoined = Mutex(false)
+        let joiner = Task {
+            _ = try await bed.attach("d?session=s")
+            isJoined.withLock { $0 = true }
+        }
+        await bed.environment.sleep(ns: 300_000_000)
+        #expect(isJoined.withLock { !$0 })
+        gate.open()
+        _ = try await (read.value, write.value, joiner.value)
     }
 
     @Test("row 16: a joining connection whose client goes away is waited for no longer")

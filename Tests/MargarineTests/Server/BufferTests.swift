@@ -14,7 +14,7 @@ import Testing
         }
     }
 
-    @Test("a buffer that the system refuses is none, and the pool goes on") func withoutMemory() {
+    @Test("also: a buffer that the system refuses is none, and the pool goes on") func withoutMemory() {
         var pool = BufferPool(limitBytes: 1 << 20, mapsAtMostBytes: 1 << 20)
         let refused = pool.take((1 << 20) + 1)
         #expect(refused == nil)

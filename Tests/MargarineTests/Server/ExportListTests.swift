@@ -35,6 +35,20 @@ import Testing
         #expect(bed.reads - before == 24)
     }
 
+    @Test("row 30: a listing reads few heads at a time")
+    func aListingReadsFewHeadsAtATime() async throws {
+        let bed = try await Bed(disks: 40, delayMs: 0)
+        bed.bed.faults.clearFaults()
+        let gate = StoreGate()
+        bed.bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head"))
+        let asker = Task { try await bed.bed.manager.list().count }
+        await gate.waitUntilArrived()
+        await bed.bed.environment.sleep(ns: 200_000_000)
+        #expect(gate.arrived <= 8)
+        gate.open()
+        #expect(try await asker.value == 40)
+    }
+
     @Test("row 30: a listing is called off with the last one who waits for it, and not before")
     func aListingIsCalledOffWithItsLastAsker() async throws {
         let bed = try await Bed(disks: 64, delayMs: 20)

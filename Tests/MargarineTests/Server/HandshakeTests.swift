@@ -93,6 +93,71 @@ import Testing
         #expect(lines.all.last == "connections are not refused any more: 1000 were, in 2 h")
     }
 
+    @Test("row 30: the loop that accepts does nothing for what the store is asked")
+    func questionsRunElsewhere() async throws {
+        let asking = try Loop(name: "asking")
+        try asking.start()
+        defer { asking.stop() }
+        let bed = try Bed(asking: asking)
+        let client = bed.connect()
+        client.say(option: NBD.OptionCode.list)
+        try await bed.wait("it is asked") { bed.exports.isAsked }
+        #expect(bed.exports.askedOn === asking)
+        client.hangUp()
+        try await bed.wait("it is over") { bed.server.connectionCount == 0 && !bed.exports.isAsked }
+    }
+
+    @Test("row 32: of too many handshakes the oldest goes of the address that has most")
+    func theGreediestGives() async throws {
+        let bed = try Bed { $0.handshakes = 8 }
+        let honest = bed.connect(from: "honest")
+        let crowd = (0..<50).map { _ in bed.connect(from: "greedy") }
+        try await bed.wait("there are as many as may be") { bed.server.connectionCount == 8 }
+        #expect(!honest.isClosed)
+        #expect(crowd.prefix(43).allSatisfy { $0.isClosed } && crowd.suffix(7).allSatisfy { !$0.isClosed })
+        // Also of those who ask from many addresses, one each.
+        let others = (0..<20).map { bed.connect(from: "\($0)") }
+        try await bed.wait("there are no more") { bed.server.connectionCount == 8 }
+        for client in [honest] + crowd + others { client.hangUp() }
+    }
+
+    @Test("row 32: one address leaves connections for others")
+    func oneAddressLeavesConnections() async throws {
+        let bed = try Bed { $0.connections = 8 }
+        let crowd = (0..<20).map { _ in bed.connect(from: "greedy") }
+        try await bed.wait("some are refused") { crowd.count { $0.isClosed } == 12 }
+        #expect(bed.server.connectionCount == 8)
+        let others = (0..<16).map { bed.connect(from: "\($0)") }
+        try await bed.wait("the others are there") { bed.server.connectionCount == 24 }
+        #expect(others.allSatisfy { !$0.isClosed })
+        let last = bed.connect(from: "last")
+        try await bed.wait("there is an end") { last.isClosed }
+        crowd.first { !$0.isClosed }?.hangUp()
+        try await bed.wait("its place is free") { bed.server.connectionCount == 23 }
+        let next = bed.connect(from: "greedy")
+        try await bed.wait("it is taken") { bed.server.connectionCount == 24 }
+        #expect(!next.isClosed)
+        for client in crowd + others + [last, next] { client.hangUp() }
+    }
+
+    @Test("row 36: a listener that ends leaves the socket that has taken its path")
+    func anothersPathIsLeftAlone() async throws {
+        let bed = try Bed()
+        let folder = TestFolder()
+        let path = folder.file("s")
+        func listener() -> Listener {
+            Listener(provider: bed.exports, loop: bed.loop, log: Logger(label: "bed") { _ in SwiftLogNoOpLogHandler() })
+        }
+        let (first, second) = (listener(), listener())
+        try await first.listen(on: .unix(path: path))
+        unlink(path)
+        try await second.listen(on: .unix(path: path))
+        await first.stopAccepting()
+        _ = try Sockets.connect(.unix(path: path))
+        await second.stopAccepting()
+        #expect(access(path, F_OK) != 0)
+    }
+
     // MARK: The bed
 
     private struct TooLate: Error {}
@@ -103,14 +168,14 @@ import Testing
         let exports: SlowExports
         let server: ServerContext
 
-        init(_ change: (inout ConnectionLimits) -> Void = { _ in }) throws {
+        init(asking: Loop? = nil, _ change: (inout ConnectionLimits) -> Void = { _ in }) throws {
             loop = try Loop(name: "doors")
             try loop.start()
             exports = SlowExports(loop: loop, environment: environment)
             var limits = ConnectionLimits()
             change(&limits)
             let log = Logger(label: "bed") { _ in SwiftLogNoOpLogHandler() }
-            server = ServerContext(provider: exports, loop: loop, limits: limits, log: log)
+            server = ServerContext(provider: exports, loop: loop, asking: asking, limits: limits, log: log)
         }
 
         deinit { loop.stop() }
@@ -126,12 +191,13 @@ import Testing
             throw TooLate()
         }
 
-        func connect() -> RawClient {
+        func connect(from address: String? = nil) -> RawClient {
             var ends: [Int32] = [-1, -1]
             let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
             precondition(socketpair(AF_UNIX, kind, 0, &ends) == 0)
             let far = FileDescriptor(owning: ends[0])
-            loop.post { [server] in server.welcome(far) }
+            let client = address.map { ClientIdentity(address: $0, host: $0) }
+            loop.post { [server] in server.welcome(far, client: client) }
             return RawClient(ends[1])
         }
     }
@@ -145,7 +211,8 @@ import Testing
         }
 
         private func send(_ bytes: [UInt8]) {
-            precondition(bytes.withUnsafeBytes { Glibc.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) } > 0)
+            // The server may have hung up already.
+            _ = bytes.withUnsafeBytes { Glibc.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
         }
 
         func say(option: UInt32, _ data: [UInt8] = []) {
@@ -193,12 +260,16 @@ import Testing
             self.environment = environment
         }
 
+        private let place = Mutex<Loop?>(nil)
+        /// The loop on which the list was asked for last.
+        var askedOn: Loop? { place.withLock { $0 } }
         var isAsked: Bool { counts.withLock { $0.asked > 0 } }
         var granted: Int { counts.withLock { $0.granted } }
         var lapsed: Int { counts.withLock { $0.lapsed } }
 
         func list() async throws(AttachError) -> [ExportInfo] {
             counts.withLock { $0.asked += 1 }
+            place.withLock { $0 = Loop.current }
             await environment.sleep(ns: 60_000_000_000)
             counts.withLock { $0.asked -= 1 }
             return []
