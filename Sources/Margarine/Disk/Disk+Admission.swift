@@ -99,9 +99,11 @@ extension Disk {
         session = nil
     }
 
-    /// A roll-back that the journal does not have yet comes first.
+    /// A roll-back that the journal does not have yet comes first, whoever was rolled back: after a crash what it undid would
+    /// be there again, under a client that has seen it gone.
     private func waitForLosses(_ asker: Asker) async throws(AttachError) {
-        while !notes.unjournaled.isEmpty, journal.failure == nil, lost == nil {
+        var isUnwritten: Bool { journal.isMissingEnds || !notes.unjournaled.isEmpty }
+        while isUnwritten, journal.failure == nil, lost == nil {
             try asker.check()
             if !awaitsAppend {
                 awaitsAppend = true
@@ -112,7 +114,7 @@ extension Disk {
             }
             if awaitsAppend { await appending.wait(asker) }
         }
-        if !notes.unjournaled.isEmpty, lost == nil {
+        if isUnwritten, lost == nil {
             throw AttachError(
                 .unavailable,
                 "disk '\(name)' went back to its last safe point, and its journal can't be written to say so; mend the scratch disk and start margined anew"

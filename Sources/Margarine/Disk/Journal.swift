@@ -172,6 +172,9 @@ package final class Journal: @unchecked Sendable {
         }
     }
 
+    /// A record that undoes something, or ends a session, is not in the file yet.
+    var isMissingEnds: Bool { !pendingEnds.isEmpty }
+
     private func wakeEndWaiters() {
         if endWaiters.isEmpty { return }
         let waiters = endWaiters

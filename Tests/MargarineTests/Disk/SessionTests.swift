@@ -530,6 +530,37 @@ import Testing
         await third.leave(clean: true)
         await #expect(throws: AttachError.self) { _ = try await again.attach("d?session=one") }
     }
+
+    /// Found by the simulator: after a kill the undone writes were back, under a client that had seen them gone.
+    @Test("nobody is admitted before a roll-back is in the journal, also of a session without a name")
+    func nobodyIsAdmittedBeforeARollBackIsInTheJournal() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 0 }
+        let first = try await bed.attach()
+        try await first.write(pattern(4096, 1), at: 0)
+        try await first.flush()
+        try await bed.waitForGeneration(1)
+        try await first.write(pattern(4096, 2), at: 0)
+        bed.scratch.fail(.write, errno: 28, path: "journal/")
+        await first.leave(clean: false)
+        let isAdmitted = Atomic<Bool>(false)
+        let late = Task {
+            defer { isAdmitted.store(true, ordering: .relaxed) }
+            return try await bed.attach()
+        }
+        await bed.environment.sleep(ns: 400_000_000)
+        let wasAdmitted = isAdmitted.load(ordering: .relaxed)
+        #expect(!wasAdmitted)
+        bed.scratch.fail(.write, errno: nil)
+        let second = try await late.value
+        #expect(try await second.read(4096, at: 0) == pattern(4096, 1))
+        bed.kill()
+        let again = try DiskBed(store: bed.store, scratch: bed.scratch.kill())
+        await again.manager.recover()
+        let third = try await again.attach()
+        #expect(try await third.read(4096, at: 0) == pattern(4096, 1))
+        again.kill()
+    }
 }
 
 @Suite struct ExportNameTests {
