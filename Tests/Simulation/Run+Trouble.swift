@@ -61,7 +61,7 @@ extension Run {
     func trouble() {
         guard !isCalm, world.violation == nil else { return }
         // A small scratch disk is full more often than others.
-        let kind = shape.isTight && world.chance.one(in: 12) ? .full : Trouble.random(&world.chance)
+        let kind = shape.isTight && world.chance.one(in: 8) ? .full : Trouble.random(&world.chance)
         if !without.contains(kind) {
             meet(kind, world.chance.below(2), clients.randomElement(using: &world.chance)!)
         }
@@ -230,13 +230,26 @@ extension Run {
             ? Int64(world.chance.below(7_200_000)) - 3_600_000 : -Int64(world.chance.below(600_000))
     }
 
-    /// A scratch disk stays full for a while, or only one disk's journal finds no room while others do. Clients are cut
-    /// meanwhile, and go back, and the server may not live to see the end of it.
+    /// A scratch disk stays full for a while, or only one disk's journal finds no room while others do, and those may be
+    /// filling up. Clients are cut meanwhile, and go back, and the server may not live to see the end of it.
     private func fill(_ machine: Int, _ any: SimClient) {
+        let there = clients.indices.filter { home[$0] == machine }.randomElement(using: &world.chance)
+        let client = there.map { clients[$0] } ?? any
+        let lastsNs = world.chance.ns(10_000_000...15_000_000_000)
+        var firstNs: UInt64 = 0
+        if shape.isTight, world.chance.one(in: 2), !without.contains(.obstacle) {
+            count("blocks that can't be stored, and then a full scratch disk")
+            firstNs = world.chance.ns(0...600_000_000)
+            obstacles[machine].add(
+                Obstacle(
+                    kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
+                    untilNs: world.nowNs + firstNs + lastsNs))
+        }
+        world.after(firstNs) { [self] in if !isCalm { fill(machine, client, for: lastsNs) } }
+    }
+
+    private func fill(_ machine: Int, _ client: SimClient, for lastsNs: UInt64) {
         guard let server = servers[machine] else { return }
-        let client =
-            clients.indices.filter { home[$0] == machine }.randomElement(using: &world.chance).map { clients[$0] }
-            ?? any
         var path = ""
         if world.chance.one(in: 2), let head = heads[client.disk] {
             path = DiskOpener.journalFolder(client.disk, head.diskID)
@@ -248,7 +261,7 @@ extension Run {
             world.after(world.chance.ns(0...200_000_000)) { if staysAway { client.goAway() } else { client.cutAll() } }
         }
         let isKilled = world.chance.one(in: 2)
-        world.after(world.chance.ns(10_000_000...15_000_000_000)) { [self] in
+        world.after(lastsNs) { [self] in
             if isKilled, servers[machine] === server, !isCalm { restart(machine, .window, "kill") }
             server.scratch.fail(.write, errno: nil)
         }

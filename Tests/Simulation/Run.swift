@@ -157,6 +157,7 @@ final class Run: @unchecked Sendable {  // as its world
         client.connections = 1 + world.chance.below(3)
         client.anyInstant = isTight
         client.isNamed = !world.chance.one(in: 3)
+        client.isLazy = world.chance.one(in: 4)
         client.content =
             switch options.safePoints {
             case .flush: .plain

@@ -32,6 +32,8 @@ final class SimClient: @unchecked Sendable {  // as its world
         /// Safe points may come at any instant, when a journal is full.
         var anyInstant = false
         var isNamed = true
+        /// It writes much between two flushes.
+        var isLazy = false
         /// What it writes: plain bytes, a file system that ends transactions, or first the one and later the other, which
         /// leaves a super block behind.
         var content = Content.plain
@@ -274,6 +276,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         case 52..<72: await read(connection)
         case 72..<79: await status(connection)
         case 79: await cache(connection)
+        case 80..<88 where shape.isLazy && !world.chance.one(in: 12): await write(connection, .write)
         case 80..<88:
             if !isFileSystem || isCommitting || world.chance.one(in: 4) {
                 _ = await flush(connection)
