@@ -237,9 +237,9 @@ extension Run {
         let client = there.map { clients[$0] } ?? any
         let lastsNs = world.chance.ns(10_000_000...15_000_000_000)
         var firstNs: UInt64 = 0
-        if shape.isTight, world.chance.one(in: 2), !without.contains(.obstacle) {
+        if shape.isTight, !world.chance.one(in: 4), !without.contains(.obstacle) {
             count("blocks that can't be stored, and then a full scratch disk")
-            firstNs = world.chance.ns(0...600_000_000)
+            firstNs = world.chance.ns(0...(world.chance.one(in: 4) ? 600_000_000 : 60_000_000))
             obstacles[machine].add(
                 Obstacle(
                     kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
@@ -251,7 +251,7 @@ extension Run {
     private func fill(_ machine: Int, _ client: SimClient, for lastsNs: UInt64) {
         guard let server = servers[machine] else { return }
         var path = ""
-        if world.chance.one(in: 2), let head = heads[client.disk] {
+        if !world.chance.one(in: 3), let head = heads[client.disk] {
             path = DiskOpener.journalFolder(client.disk, head.diskID)
         }
         count(path.isEmpty ? "full scratch disk" : "no room for one disk's journal")
@@ -260,7 +260,7 @@ extension Run {
             let staysAway = world.chance.one(in: 2)
             world.after(world.chance.ns(0...200_000_000)) { if staysAway { client.goAway() } else { client.cutAll() } }
         }
-        let isKilled = world.chance.one(in: 2)
+        let isKilled = !world.chance.one(in: path.isEmpty ? 2 : 4)
         world.after(lastsNs) { [self] in
             if isKilled, servers[machine] === server, !isCalm { restart(machine, .window, "kill") }
             server.scratch.fail(.write, errno: nil)

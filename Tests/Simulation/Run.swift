@@ -157,7 +157,7 @@ final class Run: @unchecked Sendable {  // as its world
         client.connections = 1 + world.chance.below(3)
         client.anyInstant = isTight
         client.isNamed = !world.chance.one(in: 3)
-        client.isLazy = world.chance.one(in: 4)
+        client.isLazy = world.chance.one(in: isTight ? 2 : 4)
         client.content =
             switch options.safePoints {
             case .flush: .plain
@@ -299,8 +299,10 @@ final class Run: @unchecked Sendable {  // as its world
                 case .success(let seen):
                     if let root = record.root { contents[root.id] = seen }
                     shown[record.place] = seen
+                    // Of another size it shows what the one before showed.
+                    if record.kind != .resized { client.isAtAnyInstant = record.kind == .journalFull }
                     client.committed(
-                        seen, generation: record.generation, anyInstant: record.kind == .journalFull, at: tick)
+                        seen, generation: record.generation, anyInstant: client.isAtAnyInstant, at: tick)
                 }
             }
         }

@@ -85,6 +85,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     var storedTo: UInt64 = 0
     /// The same for the generation in the store.
     var committedTo: UInt64 = 0
+    /// That one was made because a journal was full, not at a safe point.
+    var isAtAnyInstant = false
     /// When it last found the disk gone back: no further back than that without a loss of another kind.
     var rolledBackAt: UInt64 = 0
     /// Whom it is attached as.
