@@ -23,7 +23,7 @@ extension Connection {
             return false
         }
         if hold(bytes) { return true }
-        wait(bytes)
+        wait(bytes, later: max(0, whole - bytes))
         return false
     }
 

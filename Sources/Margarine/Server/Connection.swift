@@ -493,15 +493,16 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         share.budget.give(free, account)
     }
 
-    /// Stands in line for `bytes`, with everything else of this connection paused.
-    func wait(_ bytes: Int) {
+    /// Stands in line for `bytes`, with everything else of this connection paused. `later`: what the same request asks for
+    /// once it has these.
+    func wait(_ bytes: Int, later: Int = 0) {
         pause = .budget
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         precondition(over > 0 && waitID == nil)
         // Marks the wait as begun in case the grant is posted before `wait` returns.
         waitID = 0
         let loop = share.loop
-        waitID = share.budget.wait(over, account) { [self] in
+        waitID = share.budget.wait(over, later: later, account) { [self] in
             loop.post { self.granted(over) }
         }
     }

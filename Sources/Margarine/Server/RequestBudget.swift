@@ -7,8 +7,9 @@
 // - Who waits holds little: a request takes all that it needs at once, a write when the beginning of its payload has come.
 //   Those who hold much go on without more, unless their clients stall; then they are cut, all at once.
 // - One exception at a time, so that every request is served however large: one of those who wait gets what he needs beside
-//   the budget, so it takes nothing from others. It is over when as much was given back. Groups take turns at it, so whoever
-//   stalls with it is in the way of his own.
+//   the budget, so it takes nothing from others. It holds for the whole of a request, also where the rest of its payload is
+//   asked for later, and is over when as much was given back. Groups take turns at it, so whoever stalls with it is in the
+//   way of his own.
 // - The budget is exceeded by one request, and by what `force` takes for replies already owed; no more.
 
 import Synchronization
@@ -34,12 +35,16 @@ final class RequestBudget: Sendable {
         fileprivate var held = 0
         /// What it has beside the budget, and gives back first.
         fileprivate var exempt = 0
+        /// What it may still have beside the budget for the request that has the exception.
+        fileprivate var allowance = 0
         fileprivate init(_ group: Group) { self.group = group }
     }
 
     private struct Waiter {
         var id: UInt64
         var bytes: Int
+        /// What the same request will ask for later.
+        var later: Int
         var account: Account
         var granted: @Sendable () -> Void
     }
@@ -75,7 +80,19 @@ final class RequestBudget: Sendable {
             let repaid = min(bytes, account.exempt)
             available -= repaid
             account.exempt -= repaid
-            if account.exempt == 0 { exception = nil }
+            if account.exempt == 0 {
+                account.allowance = 0
+                exception = nil
+            }
+        }
+
+        /// Takes what the waiter at `place` needs beside the budget.
+        private mutating func except(_ place: Int) -> Waiter {
+            let waiter = waiting.remove(at: place)
+            take(waiter.bytes, waiter.account)
+            available += waiter.bytes
+            waiter.account.exempt += waiter.bytes
+            return waiter
         }
 
         /// Whose turn it is: the oldest of the group that had the exception longest ago.
@@ -94,13 +111,17 @@ final class RequestBudget: Sendable {
                 granted.append(waiter)
                 return false
             }
-            if exception == nil, let place = nextInTurn() {
-                let waiter = waiting.remove(at: place)
-                take(waiter.bytes, waiter.account)
-                available += waiter.bytes
-                waiter.account.exempt = waiter.bytes
+            if let holder = exception {
+                // He has the beginning of a payload; nobody gets the exception before he has the rest.
+                if let place = waiting.firstIndex(where: { $0.account === holder && $0.bytes <= holder.allowance }) {
+                    holder.allowance = 0
+                    granted.append(except(place))
+                }
+            } else if let place = nextInTurn() {
+                let waiter = except(place)
                 turns += 1
                 waiter.account.group.turn = turns
+                waiter.account.allowance = waiter.later
                 exception = waiter.account
                 granted.append(waiter)
             }
@@ -164,15 +185,15 @@ final class RequestBudget: Sendable {
     }
 
     /// Stands in line for `bytes`; `granted` is called once, when they are the caller's, on any thread, perhaps before
-    /// this returns. An account waits for one thing at a time.
-    func wait(_ bytes: Int, _ account: Account, granted: @escaping @Sendable () -> Void) -> UInt64 {
+    /// this returns. An account waits for one thing at a time. `later` bytes more will be asked for by the same request.
+    func wait(_ bytes: Int, later: Int = 0, _ account: Account, granted: @escaping @Sendable () -> Void) -> UInt64 {
         var id: UInt64 = 0
         var isFirst = false
         settle { state in
             isFirst = state.waiting.isEmpty
             id = state.nextID
             state.nextID += 1
-            state.waiting.append(Waiter(id: id, bytes: bytes, account: account, granted: granted))
+            state.waiting.append(Waiter(id: id, bytes: bytes, later: later, account: account, granted: granted))
         }
         if isFirst, isContended { onContention() }
         return id

@@ -77,6 +77,22 @@ import Testing
         #expect(budget.availableBytes == 100)
     }
 
+    @Test func theExceptionIsForTheWholeOfARequest() {
+        let budget = RequestBudget(bytes: 100) {}
+        let record = Record()
+        let (first, second) = (budget.open("a"), budget.open("b"))
+        _ = budget.wait(60, later: 50, first, granted: record.note("beginning"))
+        _ = budget.wait(80, second, granted: record.note("other"))
+        #expect(record.all == ["beginning"])
+        _ = budget.wait(50, first, granted: record.note("rest"))
+        #expect(record.all == ["beginning", "rest"])
+        // Not for another request as well.
+        _ = budget.wait(50, first, granted: record.note("next"))
+        #expect(record.all == ["beginning", "rest"])
+        budget.give(110, first)
+        #expect(record.all == ["beginning", "rest", "other"])
+    }
+
     /// They were all served before one from elsewhere, and each that stalled was cut when it had held the exception for ten
     /// seconds.
     @Test func addressesTakeTurnsAtTheException() {
@@ -161,6 +177,8 @@ import Testing
         var held = 0
         let granted = Mutex(0)
         var waitsFor = 0
+        /// The rest of a payload, which it asks for when it has the beginning.
+        var later = 0
         init(_ account: RequestBudget.Account) { self.account = account }
     }
 
@@ -184,17 +202,19 @@ import Testing
                     client.granted.withLock { $0 = 0 }
                     client.held += client.waitsFor
                     client.waitsFor = 0
-                } else if client.held > 0 {
+                } else if client.held > 0, client.later == 0 {
                     budget.give(client.held, client.account)
                     client.held = 0
                     served += 1
                 } else {
-                    let bytes = Int.random(in: 1...32, using: &random)
+                    let isRest = client.held > 0
+                    let bytes = isRest ? client.later : Int.random(in: 1...16, using: &random)
+                    client.later = isRest || Bool.random(using: &random) ? 0 : Int.random(in: 1...16, using: &random)
                     if budget.take(bytes, client.account) {
-                        client.held = bytes
+                        client.held += bytes
                     } else {
                         client.waitsFor = bytes
-                        _ = budget.wait(bytes, client.account) { [client] in
+                        _ = budget.wait(bytes, later: client.later, client.account) { [client] in
                             client.granted.withLock { $0 = 1 }
                         }
                     }
