@@ -214,9 +214,10 @@ extension Disk {
 
     // MARK: The end
 
-    /// Another server has the disk (or it was deleted): stop serving it at once.
-    func lose(_ reason: String) {
+    /// Another server has the disk (or it was deleted), or nobody can be served here now: stop serving it at once.
+    func lose(_ reason: String, isStillOurs: Bool = false) {
         guard lost == nil else { return }
+        self.isStillOurs = isStillOurs
         lost = reason
         log.error("disk \(name): \(reason); it is no longer served here")
         happen(.taken)

@@ -112,6 +112,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     let openedNs: UInt64
     /// Why this server no longer has the disk.
     var lost: String?
+    /// Lost, and the head may name this server still: nobody else can have the disk then.
+    var isStillOurs = false
     /// Lost, and its last append has not landed yet.
     var isLeaving = false
     /// Told when the disk is done for here (lost, or released).
@@ -148,7 +150,9 @@ package final class Disk: BlockDevice, @unchecked Sendable {
         }
         if head.commitWanted != nil { noteWanted() }
         journal.onAppended = { [weak self] turn, error in self?.appended(turn: turn, error: error) }
-        journal.onFailed = { [weak self] error in self?.lose("its journal can't be written: \(error)") }
+        journal.onFailed = { [weak self] error in
+            self?.lose("its journal can't be written: \(error)", isStillOurs: true)
+        }
     }
 
     package var sizeBytes: UInt64 { head.sizeBytes }

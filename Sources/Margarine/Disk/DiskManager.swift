@@ -181,10 +181,10 @@ package final class DiskManager: ExportProvider {
                 defer { line.close() }
                 do throws(AttachError) {
                     let disk = try await opener.open(onlyOwn: onlyOwn)
-                    disk.onGone = { _ in self?.remove(name, number) }
+                    disk.onGone = { disk in self?.isGone(disk, number) }
                     self?.noteOpen(name, number)
                     // Lost before anybody could be told.
-                    if disk.lost != nil, !disk.isLeaving { self?.remove(name, number) }
+                    if disk.lost != nil, !disk.isLeaving { self?.isGone(disk, number) }
                     return disk
                 } catch {
                     self?.remove(name, number)
@@ -203,6 +203,12 @@ package final class DiskManager: ExportProvider {
         } catch {
             throw error as? AttachError ?? AttachError(.unavailable, "disk '\(name)': \(error)")
         }
+    }
+
+    /// A disk is done for here. One that others can't have, as long as this server lives, is taken up again.
+    private func isGone(_ disk: Disk, _ number: UInt64) {
+        remove(disk.name, number)
+        if disk.isStillOurs { takeUpLater([DiskOpener.folderName(disk.name, disk.head.diskID): ""]) }
     }
 
     private func remove(_ name: String, _ number: UInt64) {

@@ -37,7 +37,8 @@ struct DiskOpener {
     static let journalRoot = "journal"
     static let lostRoot = "lost"
 
-    static func journalFolder(_ name: String, _ id: ObjectID) -> String { "\(journalRoot)/\(name).\(id)" }
+    static func folderName(_ name: String, _ id: ObjectID) -> String { "\(name).\(id)" }
+    static func journalFolder(_ name: String, _ id: ObjectID) -> String { "\(journalRoot)/\(folderName(name, id))" }
 
     /// The disk whose journal a folder is; nil for foreign names.
     static func disk(ofJournal folder: String) -> (name: String, id: ObjectID)? {
@@ -235,8 +236,8 @@ struct DiskOpener {
             serverID: server.id,
             heads: heads, context: context, replayed: replayed, pages: pages, journal: journal,
             claim: claim)
-        claim.whenLost { [weak disk, loop = context.loop] reason in
-            loop.post { [weak disk] in disk?.lose(reason) }
+        claim.whenLost { [weak disk, loop = context.loop] reason, isStillOurs in
+            loop.post { [weak disk] in disk?.lose(reason, isStillOurs: isStillOurs) }
         }
         if survives, head.session != nil || !disk.active.isEmpty {
             // Its client may come back, to find exactly what it was told.

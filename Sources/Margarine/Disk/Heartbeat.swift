@@ -81,6 +81,7 @@ package final class Heartbeat: Sendable {
     private func learn(_ found: StoredServer?, id: String) {
         let (incarnation, hasBegun) = state.withLock { ($0.incarnation, $0.hasBegun) }
         var reason: String?
+        var isStillOurs = true
         if let record = found?.record, record.incarnation == incarnation {
             if let by = record.fencedBy {
                 reason =
@@ -89,6 +90,8 @@ package final class Heartbeat: Sendable {
                 lease.giveAway(record.taken)
             }
         } else if hasBegun {
+            // Whose they are can't be told where two processes have the same id.
+            isStillOurs = found == nil
             reason =
                 found == nil
                 ? "this server's record was removed from the store"
@@ -96,7 +99,8 @@ package final class Heartbeat: Sendable {
         }
         // Only after this is the record written over.
         if let reason {
-            let count = lease.fence("\(reason); whoever still needs the disk attaches again")
+            let count = lease.fence(
+                "\(reason); whoever still needs the disk attaches again", isStillOurs: isStillOurs)
             log.error(
                 "\(heads.bucket.name): \(reason); \(count) disks are no longer served here, and attaching begins anew")
         }

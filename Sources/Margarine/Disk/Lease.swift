@@ -78,19 +78,21 @@ package final class Lease: Sendable {
                 return claim
             }
         }
-        for claim in lost { claim.lose("it was taken from this server by force") }
+        for claim in lost { claim.lose("it was taken from this server by force", isStillOurs: false) }
     }
 
     /// The record says that this server is dead: it has nothing here any more. Returns how many disks it lost.
+    ///
+    /// - Parameter isStillOurs: heads may name this server still.
     @discardableResult
-    package func fence(_ reason: String) -> Int {
+    package func fence(_ reason: String, isStillOurs: Bool) -> Int {
         let lost = state.withLock { state in
             untilNs.store(0, ordering: .releasing)
             for claim in state.claims.values { claim.markGone() }
             defer { state.claims = [:] }
             return Array(state.claims.values)
         }
-        for claim in lost { claim.lose(reason) }
+        for claim in lost { claim.lose(reason, isStillOurs: isStillOurs) }
         return lost.count
     }
 }
@@ -105,7 +107,8 @@ package final class Claim: Sendable {
 
     private struct State {
         var reason: String?
-        var tell: (@Sendable (String) -> Void)?
+        var isStillOurs = false
+        var tell: (@Sendable (String, Bool) -> Void)?
     }
 
     fileprivate init(_ lease: Lease, _ diskID: ObjectID, _ epoch: UInt64) {
@@ -121,23 +124,24 @@ package final class Claim: Sendable {
     /// Why the disk was lost, if it was.
     var lostReason: String? { state.withLock { $0.reason } }
 
-    /// Calls `tell` when the disk is lost, or at once if it is. From anywhere.
-    func whenLost(_ tell: @escaping @Sendable (String) -> Void) {
-        let reason = state.withLock { state in
+    /// Calls `tell` when the disk is lost, or at once if it is. From anywhere. It is told why, and whether the head may name
+    /// this server still.
+    func whenLost(_ tell: @escaping @Sendable (_ reason: String, _ isStillOurs: Bool) -> Void) {
+        let (reason, isStillOurs) = state.withLock { state in
             state.tell = tell
-            return state.reason
+            return (state.reason, state.isStillOurs)
         }
-        if let reason { tell(reason) }
+        if let reason { tell(reason, isStillOurs) }
     }
 
     fileprivate func markGone() { isGone.store(true, ordering: .releasing) }
 
-    fileprivate func lose(_ reason: String) {
+    fileprivate func lose(_ reason: String, isStillOurs: Bool) {
         let tell = state.withLock { state in
-            if state.reason == nil { state.reason = reason }
+            if state.reason == nil { (state.reason, state.isStillOurs) = (reason, isStillOurs) }
             return state.tell
         }
-        tell?(reason)
+        tell?(reason, isStillOurs)
     }
 
     /// The disk is done for here.

@@ -209,6 +209,39 @@ import Testing
     @Test("row 6: the switch makes it wait")
     func heartbeatWaits() async throws { #expect(try await renewals(.heartbeatWaits) == 0) }
 
+    /// Nobody else could have had it: the head named this server, which lived.
+    @Test("a disk that its server lost, and nobody took, is taken up again without anybody's asking")
+    func whatNobodyTookIsTakenUp() async throws {
+        let bed = try DiskBed { $0.commitIntervalMs = 3_600_000 }
+        try await bed.create { $0.resumeWindowMs = 3_600_000 }
+        let client = try await bed.attach("d?session=s")
+        try await client.write(pattern(4096, 1), at: 0)
+        for failure in ["fence", "journal"] {
+            let lost = try #require(await bed.manager.present("d")).1
+            if failure == "fence" {
+                bed.leases[0].fence("b found it dead", isStillOurs: true)
+                await pause(bed, 50)
+                prove(bed)
+            } else {
+                bed.scratch.failNext(.write, errno: 5, path: "journal/")
+                let writer = try await bed.attach("d?session=s")
+                try? await writer.write(pattern(4096, 2), at: 4096)
+                #expect(writer.disconnected?.contains("journal can't be written") == true)
+            }
+            var again: Disk?
+            for _ in 0..<100 where again == nil || again === lost {
+                await pause(bed, 50)
+                again = await bed.manager.present("d")?.1
+            }
+            #expect(again != nil && again !== lost, "\(failure)")
+        }
+        let back = try await bed.attach("d?session=s")
+        #expect(try await back.read(4096, at: 0) == pattern(4096, 1))
+        await back.leave(clean: true)
+        await bed.manager.drain()
+        #expect(try await bed.head().owner == nil)
+    }
+
     @Test func aFencedServerLosesItsDisksAndTakesThemUpAgain() async throws {
         let bed = try DiskBed { $0.commitIntervalMs = 3_600_000 }
         try await bed.create { $0.resumeWindowMs = 3_600_000 }
@@ -220,7 +253,7 @@ import Testing
         bed.scratch.holdsCompletions = true
         let write = Call { try await client.write(pattern(4096, 2), at: 4096) }
         await pause(bed, 50)
-        bed.leases[0].fence("b found it dead")
+        bed.leases[0].fence("b found it dead", isStillOurs: true)
         await pause(bed, 50)
         #expect(!write.isOver && client.disconnected == "b found it dead")
         prove(bed)

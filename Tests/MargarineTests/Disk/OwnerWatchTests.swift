@@ -88,7 +88,7 @@ import Testing
         owner.lease.prove(sentNs: test.environment.bootNs, deadAfterMs: 1_000)
         let claim = try #require(
             owner.lease.claim(ObjectID(high: 1, low: 1), epoch: 1, nowNs: test.environment.bootNs))
-        claim.whenLost { reason in lost.withLock { $0 = reason } }
+        claim.whenLost { reason, _ in lost.withLock { $0 = reason } }
         let before = try await owner.heads.server("a")?.incarnation
         try await owner.heartbeat.renew()
         #expect(lost.withLock { $0 }?.contains("server b saw no renewal") == true)
@@ -169,7 +169,7 @@ import Testing
         let claims = try (0..<3).map { number in
             let claim = try #require(
                 owner.lease.claim(ObjectID(high: 0, low: UInt64(number)), epoch: 7, nowNs: now))
-            claim.whenLost { _ in lost.withLock { $0.append(number) } }
+            claim.whenLost { _, _ in lost.withLock { $0.append(number) } }
             return claim
         }
         let watch = Self.watch(test)
