@@ -233,9 +233,14 @@ extension Run {
     /// A scratch disk stays full for a while, or only one disk's journal finds no room while others do, and those may be
     /// filling up. Clients are cut meanwhile, and go back, and the server may not live to see the end of it.
     private func fill(_ machine: Int, _ any: SimClient) {
-        let there = clients.indices.filter { home[$0] == machine }.randomElement(using: &world.chance)
-        let client = there.map { clients[$0] } ?? any
+        let there = clients.indices.filter { home[$0] == machine }
         let lastsNs = world.chance.ns(10_000_000...15_000_000_000)
+        let client = there.randomElement(using: &world.chance).map { clients[$0] } ?? any
+        if shape.isTight, there.count > 1, world.chance.one(in: 2) {
+            let short = there.filter { heads[clients[$0].disk].map { $0.options.resumeWindowMs < 1_000 } ?? false }
+            let first = short.randomElement(using: &world.chance).map { clients[$0] } ?? client
+            return fillBeside(machine, first, for: lastsNs)
+        }
         var firstNs: UInt64 = 0
         if shape.isTight, !world.chance.one(in: 4), !without.contains(.obstacle) {
             count("blocks that can't be stored, and then a full scratch disk")
@@ -248,10 +253,37 @@ extension Run {
         world.after(firstNs) { [self] in if !isCalm { fill(machine, client, for: lastsNs) } }
     }
 
-    private func fill(_ machine: Int, _ client: SimClient, for lastsNs: UInt64) {
+    /// One writes much and flushes nothing, until its journal is the one that others will ask for room. That finds none itself
+    /// then, and its client goes; now the others write.
+    private func fillBeside(_ machine: Int, _ client: SimClient, for lastsNs: UInt64) {
+        guard let server = servers[machine] else { return }
+        count("journals that fill up side by side")
+        client.isBursting = true
+        store.net.run { [self] in
+            defer { client.isBursting = false }
+            for _ in 0..<600 {
+                await world.sleep(world.chance.ns(1_000_000...10_000_000))
+                guard !isCalm, servers[machine] === server, !server.clock.isStopped else { return }
+                if await server.isInTheWay(client.disk) { break }
+            }
+            let others = clients.indices.filter { home[$0] == machine && clients[$0] !== client }.map { clients[$0] }
+            for other in others { other.isBursting = true }
+            if !without.contains(.obstacle) {
+                obstacles[machine].add(
+                    Obstacle(
+                        kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
+                        untilNs: world.nowNs + lastsNs))
+            }
+            fill(machine, client, for: lastsNs, alone: true)
+            await world.sleep(lastsNs)
+            for other in others { other.isBursting = false }
+        }
+    }
+
+    private func fill(_ machine: Int, _ client: SimClient, for lastsNs: UInt64, alone: Bool = false) {
         guard let server = servers[machine] else { return }
         var path = ""
-        if !world.chance.one(in: 3), let head = heads[client.disk] {
+        if alone || !world.chance.one(in: 3), let head = heads[client.disk] {
             path = DiskOpener.journalFolder(client.disk, head.diskID)
         }
         count(path.isEmpty ? "full scratch disk" : "no room for one disk's journal")

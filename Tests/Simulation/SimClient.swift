@@ -101,6 +101,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     var hasFlooded = false
     /// It does not attach before.
     var awayUntilNs: UInt64 = 0
+    /// It writes as much as it can, and flushes seldom.
+    var isBursting = false
     /// Kinds of trouble that it does not make.
     var without: Set<Trouble> = []
     /// Heads can't be written for a while.
@@ -273,6 +275,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     private func operate(_ connection: SimConnection) async {
+        if isBursting, !world.chance.one(in: 8) { return await write(connection, .write) }
         switch world.chance.below(100) {
         case 0..<52: await write(connection, .write)
         case 52..<72: await read(connection)
@@ -324,8 +327,12 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     private func write(_ connection: SimConnection, _ kind: DeviceRequest.Kind) async {
-        let granules = pick(pagesOnly: kind == .trim)
-        let fua = kind == .write && world.chance.one(in: 12)
+        var granules = pick(pagesOnly: kind == .trim)
+        if isBursting, kind == .write {
+            let end = min(UInt32(model.sizeBytes / 256), granules.upperBound + UInt32(world.chance.below(1024)))
+            granules = granules.lowerBound..<max(granules.upperBound, end)
+        }
+        let fua = kind == .write && !isBursting && world.chance.one(in: 12)
         let request = SimRequest(
             kind, offset: UInt64(granules.lowerBound) * 256, lengthBytes: granules.count * Pattern.granuleBytes,
             fua: fua)

@@ -156,6 +156,16 @@ final class SimServer: @unchecked Sendable {  // as its world
         }
     }
 
+    /// Whether the disk's journal is what others will ask for room, and no commit has any of it yet.
+    func isInTheWay(_ name: String) async -> Bool {
+        let limit = min(contexts[0].journals.limitBytes, contexts[0].settings.journalLimitBytes)
+        let held = await manager.forEachDisk { disk in
+            let isCommitting = disk.waiting != nil || disk.committing != nil || disk.isCommitting
+            return disk.name == name && !isCommitting && !disk.active.isEmpty ? disk.journal.liveBytes : 0
+        }
+        return held.contains { $0 > limit / 2 }
+    }
+
     /// Of the common budget for requests and replies; below 0: overdrawn.
     var freeRequestBytes: Int { requests?.availableBytes ?? network.budgetBytes }
     private var requests: RequestBudget?
