@@ -29,7 +29,7 @@ stage_address() { Scripts/sanitize.sh address; }
 stage_thread() { Scripts/sanitize.sh thread; }
 # What once failed, some seeds that must go the same way twice, and some worlds of every kind. Fresh seeds are for those who look
 # for faults: Scripts/simulate.sh.
-stage_simulate() { Scripts/simulate.sh --corpus && Scripts/simulate.sh --seed 7300000 --runs 6 --twice && Scripts/simulate.sh --seed 7300000 --runs 30; }
+stage_simulate() { Scripts/simulate.sh --corpus && Scripts/simulate.sh --seed 7300000 --runs 6 --twice && Scripts/simulate.sh --seed 7300000 --runs 60; }
 stage_cli() { Tests/cli/run.sh; }
 stage_nbd() { run_if_there Tests/nbd/run.py /usr/bin/python3; }
 stage_servers() { run_if_there Tests/servers/run.sh bash; }
