@@ -44,9 +44,9 @@ extension Catalog {
             }
             if head == old { return try await info(old, at: found.heads) }
             try await limit?.check(asking: true, what: "making disk '\(name)' smaller")
+            try await limit?.check(what: "making disk '\(name)' smaller")
             // What may fail has come before: a server that is told has lost the disk.
             if head.epoch != old.epoch { try await tell(found, epoch: head.epoch) }
-            try await limit?.check(what: "making disk '\(name)' smaller")
             if case .won = try await found.heads.swap(head, expecting: found.etag) {
                 return try await info(head, at: found.heads)
             }

@@ -364,7 +364,7 @@ public final class Daemon: StatusSource {
         await parts.collection.stop()
         await parts.listener.drain(timeoutMs: 10_000)
         await parts.disks.drain()
-        guard !parts.disks.hasDisks else { return }
+        guard !parts.disks.ownsDisks else { return }
         for heartbeat in parts.heartbeats { heartbeat.end() }
         await parts.store.forget(server: parts.server.id)
     }

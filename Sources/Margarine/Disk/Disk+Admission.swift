@@ -117,7 +117,7 @@ extension Disk {
         if isUnwritten, lost == nil {
             throw AttachError(
                 .unavailable,
-                "disk '\(name)' went back to its last safe point, and its journal can't be written to say so; mend the scratch disk and start margined anew"
+                "disk '\(name)' went back to its last safe point, and its journal can't be written to say so; attach again once the scratch disk can be written"
             )
         }
     }

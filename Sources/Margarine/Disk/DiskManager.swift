@@ -26,6 +26,8 @@ package final class DiskManager: ExportProvider {
         var task: Task<Disk, any Error>
         /// Closed when the task has ended.
         var line: AskerLine
+        /// It fails where the disk is not this server's already.
+        var onlyOwn: Bool
         /// The task has ended well. Until then it may be watching whether another server lives.
         var isOpen = false
     }
@@ -191,7 +193,7 @@ package final class DiskManager: ExportProvider {
                     throw error
                 }
             }
-            let opening = Opening(number: number, context: context, task: task, line: line)
+            let opening = Opening(number: number, context: context, task: task, line: line, onlyOwn: onlyOwn)
             state.disks[name] = opening
             return .success(opening)
         }
@@ -201,6 +203,8 @@ package final class DiskManager: ExportProvider {
         do {
             return (opening.context, try await opening.task.value)
         } catch {
+            // It was asked for by a journal, and is not this server's: for a client that is no reason.
+            if opening.onlyOwn, !onlyOwn { return try await open(name, session: session, asker) }
             throw error as? AttachError ?? AttachError(.unavailable, "disk '\(name)': \(error)")
         }
     }
@@ -261,7 +265,13 @@ package final class DiskManager: ExportProvider {
         } catch {
             let isFinal = error.kind == .refused || error.kind == .unknown
             // The mark stays with its journal: the disk may still be this server's, and refused for another reason.
-            if isFinal, !Journal.hasSegments(path, scratch) { Journal.unmarkAttached(path, scratch) }
+            if isFinal {
+                // Not of somebody who attaches meanwhile.
+                state.withLock { state in
+                    guard state.disks[name] == nil, !Journal.hasSegments(path, scratch) else { return }
+                    Journal.forget(path, scratch)
+                }
+            }
             guard Journal.isLeft(in: path, scratch) else { return nil }
             if error.description != toldBefore {
                 log.error("disk \(name): its journal waits in the scratch directory: \(error)")
@@ -340,6 +350,12 @@ package final class DiskManager: ExportProvider {
     package var reading: [String] { state.withLock { $0.snapshots.keys.map(\.name) }.sorted() }
 
     package var hasDisks: Bool { state.withLock { !$0.disks.isEmpty } }
+
+    /// Whether heads may name this server: of disks that are open, or that wait in the scratch directory to be taken up.
+    package var ownsDisks: Bool {
+        guard !hasDisks, let folders = try? journalFolders() else { return true }
+        return folders.contains { Journal.isLeft(in: "\(DiskOpener.journalRoot)/\($0.folder)", contexts[0].scratch) }
+    }
 
     package func apply(_ settings: DiskSettings) {
         state.withLock { _ in

@@ -16,6 +16,8 @@ struct FailedOpening: Sendable {
     let session: String?
     /// The disk was this server's before.
     let wasMine: Bool
+    /// Until then the store may still take what was sent; set by `FailedOpenings`.
+    var deadlineNs: UInt64 = 0
 
     /// Whether this head is the one that was sent, whatever users or commits have changed in it since.
     func isWhat(_ head: Head) -> Bool {
@@ -53,11 +55,13 @@ final class FailedOpenings: Sendable {
     /// - Parameter atOnce: tries it once before this returns.
     func undo(_ opening: FailedOpening, _ heads: HeadStore, _ context: DiskContext, atOnce: Bool) async {
         let id = opening.sent.diskID
+        var sent = opening
+        sent.deadlineNs = context.environment.nowNs + FailedOpenings.landingNs
+        let opening = sent
         let isUnderWay = openings.withLock { openings in
             defer { openings[id] = opening }
             return openings[id] != nil
         }
-        let deadlineNs = context.environment.nowNs + FailedOpenings.landingNs
         if atOnce, await isUndone(opening, heads, mayLand: false) { return forget(id, opening) }
         if isUnderWay { return }
         context.spawn { [self] in
@@ -65,14 +69,14 @@ final class FailedOpenings: Sendable {
             while let opening = openings.withLock({ $0[id] }) {
                 await context.environment.sleep(ns: pauseNs)
                 pauseNs = min(pauseNs * 2, FailedOpenings.longestPauseNs)
-                let mayLand = context.environment.nowNs < deadlineNs
+                let mayLand = context.environment.nowNs < opening.deadlineNs
                 if await isUndone(opening, heads, mayLand: mayLand) { forget(id, opening) }
             }
         }
     }
 
     private func forget(_ id: ObjectID, _ opening: FailedOpening) {
-        openings.withLock { if $0[id]?.sent.epoch == opening.sent.epoch { $0[id] = nil } }
+        openings.withLock { if let noted = $0[id], noted.isWhat(opening.sent) { $0[id] = nil } }
     }
 
     /// Whether nothing is left to be undone. An opening that goes on meanwhile wins its swap, or this one does.

@@ -86,7 +86,8 @@ extension Head {
 
     /// Whom the head names: who has the disk, or must not go on elsewhere.
     private func holder(_ notes: HeadNotes, isGivenBack: Bool) -> String? {
-        if let name = notes.session ?? notes.opening { return name }
+        // For whom it was opened has nothing of it before he is admitted.
+        if let name = notes.session ?? (isGivenBack ? nil : notes.opening) { return name }
         if let ended = notes.ended, !ended.isOver || ended.sequence > journalSequence { return ended.name }
         if !isGivenBack, let session, notes.unjournaled.contains(session) { return session }
         return nil

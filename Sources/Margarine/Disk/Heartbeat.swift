@@ -81,17 +81,17 @@ package final class Heartbeat: Sendable {
     private func learn(_ found: StoredServer?, id: String) {
         let (incarnation, hasBegun) = state.withLock { ($0.incarnation, $0.hasBegun) }
         var reason: String?
-        var isStillOurs = true
+        // Whose they are can't be told where the record is gone, or two processes have the same id.
+        var isStillOurs = false
         if let record = found?.record, record.incarnation == incarnation {
             if let by = record.fencedBy {
+                isStillOurs = true
                 reason =
                     "\(by) saw no renewal of this server's record for \(record.deadAfterMs) ms and declared it dead"
             } else {
                 lease.giveAway(record.taken)
             }
         } else if hasBegun {
-            // Whose they are can't be told where two processes have the same id.
-            isStillOurs = found == nil
             reason =
                 found == nil
                 ? "this server's record was removed from the store"

@@ -122,7 +122,8 @@ extension Journal {
 
     /// Says so before the head does, and durably: a loss of power may take the mark of the attachment and every segment.
     static func noteOwned(_ folder: String, _ scratch: any ScratchDisk) async throws(ScratchError) {
-        if !isLeft(in: folder, scratch) { _ = try scratch.open(folder + "/" + ownedName, create: true) }
+        let names = try scratch.list(folder)
+        if !names.contains(where: isNote) { _ = try scratch.open(folder + "/" + ownedName, create: true) }
         try await scratch.syncDirectory(folder)
     }
 
@@ -148,7 +149,11 @@ extension Journal {
     static func isLeft(in folder: String, _ scratch: any ScratchDisk) -> Bool {
         // One that can't be read is looked at by those who say why.
         guard let names = try? scratch.list(folder) else { return true }
-        return names.contains { $0.hasSuffix(".journal") || $0 == JournalMark.name || $0 == ownedName }
+        return names.contains(where: isNote)
+    }
+
+    private static func isNote(_ name: String) -> Bool {
+        name.hasSuffix(".journal") || name == JournalMark.name || name == ownedName
     }
 
     /// The empty file that says that the head names this server, or is about to.

@@ -78,7 +78,7 @@ package final class Lease: Sendable {
                 return claim
             }
         }
-        for claim in lost { claim.lose("it was taken from this server by force", isStillOurs: false) }
+        for claim in lost { claim.lose("it was taken from this server by force", isStillOurs: true) }
     }
 
     /// The record says that this server is dead: it has nothing here any more. Returns how many disks it lost.

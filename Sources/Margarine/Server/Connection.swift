@@ -110,6 +110,10 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// Of `charged`: granted to who waited, and not in use yet.
     private var promised = 0
     var waitID: UInt64?
+    /// What it waits for.
+    private var wanted = 0
+    /// What may come beside a request that was granted its memory.
+    private static let besideBytes = 128 << 10
     /// What `checkStall` last saw of `counters`, and for how many seconds it has hardly changed.
     private var seenBytes: UInt64 = 0
     private var stalledSeconds = 0
@@ -245,6 +249,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
             close(gently: true)
         }
         guard state == .serving || state == .ending || state == .closing else { return }
+        if pause == .budget { waitNoMoreForOwn() }
         if state == .closing, send.pointee.isEmpty, !isLingering {
             die()
             return
@@ -461,8 +466,9 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     func hold(_ bytes: Int) -> Bool {
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         if over > 0 {
-            // Who was granted what he waited for does not wait again because something small came beside it.
-            if promised > 0 {
+            // Who was granted what he waited for does not wait again because something small came beside it; another
+            // request does.
+            if promised > 0, over <= Self.besideBytes {
                 share.budget.force(over, account)
             } else if !share.budget.take(over, account) {
                 return false
@@ -499,6 +505,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         pause = .budget
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         precondition(over > 0 && waitID == nil)
+        wanted = bytes
         // Marks the wait as begun in case the grant is posted before `wait` returns.
         waitID = 0
         let loop = share.loop
@@ -518,6 +525,15 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         promised = bytes
         pause = leftover == nil ? .none : .turn
         settle()
+    }
+
+    /// Enough was answered meanwhile that what it waits for is within its own: nobody else has a say in that.
+    private func waitNoMoreForOwn() {
+        guard let id = waitID, held + wanted <= share.limits.ownBytesPerConnection + charged,
+            share.budget.cancel(id)
+        else { return }
+        waitID = nil
+        pause = leftover == nil ? .none : .turn
     }
 
     /// What was granted to who waited, and was not needed after all (the device took the write at once when it was asked

@@ -124,6 +124,12 @@ final class Handshake: EventHandler, @unchecked Sendable {
         }
     }
 
+    /// The server's turn is over, and what it took was not the client's time.
+    private func restartTimer() {
+        timer?.cancel()
+        setTimer()
+    }
+
     // MARK: Input and output
 
     func ready(_ events: Events) {
@@ -385,6 +391,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
                 guard isAsking else { return }
                 self.question = nil
                 step = .optionHeader
+                restartTimer()
                 answer(self, result)
                 proceed()
             }
@@ -512,6 +519,7 @@ final class Handshake: EventHandler, @unchecked Sendable {
     private func comeBack(_ code: UInt32, _ error: AttachError) {
         guard case .moved = step else { return }
         step = .optionHeader
+        restartTimer()
         // Those that are left when the daemon ends were closed meanwhile.
         if server.isDraining { return close("draining") }
         refuse(code, error)

@@ -266,9 +266,9 @@ final class ServerContext: @unchecked Sendable {
         }
     }
 
-    /// Two lines, however many come.
+    /// One line for each of the first few addresses, however often they come, and one when it is over.
     private func noteRefusal(_ client: ClientIdentity) {
-        guard refusing.failed("too many", nowNs: loop.nowNs) else { return }
+        guard refusing.failed(client.group, nowNs: loop.nowNs) else { return }
         log.warning(
             "connections refused: one client address may have \(limits.connections), all together \(limits.connections + limits.connectionsForOthers)",
             metadata: ["client": "\(client.address)"])

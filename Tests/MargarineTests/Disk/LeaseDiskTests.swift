@@ -242,6 +242,24 @@ import Testing
         #expect(try await bed.head().owner == nil)
     }
 
+    /// An orderly end would have let another server have the disk at once, without the wait for a dead one.
+    @Test("a disk whose journal waits to be taken up is this server's also at its end")
+    func aWaitingJournalIsOwned() async throws {
+        let bed = try DiskBed { $0.commitIntervalMs = 3_600_000 }
+        try await bed.create { $0.resumeWindowMs = 3_600_000 }
+        let client = try await bed.attach("d?session=s")
+        try await client.write(pattern(4096, 1), at: 0)
+        try await client.flush()
+        bed.scratch.failNext(.write, errno: 5, path: "journal/")
+        try? await client.write(pattern(4096, 2), at: 4096)
+        await pause(bed, 50)
+        #expect(!bed.manager.hasDisks)
+        await bed.manager.drain()
+        #expect(bed.manager.ownsDisks)
+        let other = try DiskBed(store: bed.store, server: "b")
+        #expect(!other.manager.ownsDisks)
+    }
+
     @Test func aFencedServerLosesItsDisksAndTakesThemUpAgain() async throws {
         let bed = try DiskBed { $0.commitIntervalMs = 3_600_000 }
         try await bed.create { $0.resumeWindowMs = 3_600_000 }

@@ -21,6 +21,23 @@ import Testing
         try await bed.wait("nothing is held") { bed.context.availableBytes == 0 }
     }
 
+    /// With one request under way, and no need of what others hold, it stood in their line for the next one.
+    @Test func whatIsItsOwnIsNotWaitedFor() async throws {
+        let bed = try Bed { $0.ownBytesPerConnection = 10 << 10 }
+        bed.device.holds.store(true, ordering: .relaxed)
+        let connection = try await bed.connection(on: bed.loops[0], memory: .gone)
+        bed.send(write: 8 << 10, of: 8 << 10, to: connection)
+        bed.send(write: 4 << 10, of: 4 << 10, to: connection)
+        var submitted: Int { bed.device.submitted.load(ordering: .relaxed) }
+        try await bed.wait("one is under way, and the other one waits") { submitted == 1 }
+        bed.loops[0].post { bed.device.release() }
+        try await bed.wait("so is the other one") { submitted == 2 }
+        bed.loops[0].post { bed.device.release() }
+        try await bed.wait("both are answered") {
+            Sockets.arrivedBytes(bed.client(of: connection)) == 2 * Reply.simpleBytes
+        }
+    }
+
     /// Only the loops that had connections when memory became short looked for stalled clients.
     @Test func aLoopThatComesLaterCutsStalledClientsToo() async throws {
         let bed = try Bed { $0.stallSeconds = 1 }
@@ -59,6 +76,8 @@ import Testing
             case short
             /// One waits who wants more than his share.
             case contended
+            /// Both.
+            case gone
         }
 
         let loops: [Loop]
@@ -109,9 +128,8 @@ import Testing
         }
 
         private func fill(_ budget: RequestBudget, _ memory: Memory) {
-            switch memory {
-            case .short: budget.force(capacity, budget.open("others"))
-            case .contended:
+            if memory != .contended { budget.force(capacity, budget.open("others")) }
+            if memory != .short {
                 for name in ["the exception", "in line"] {
                     _ = budget.wait(capacity, budget.open(name), granted: {})
                 }
@@ -132,8 +150,12 @@ import Testing
             #expect(bytes.withUnsafeBytes { Sockets.send(fd, $0) } == .bytes(bytes.count))
         }
 
+        func client(of connection: Connection) -> Int32 {
+            near.withLock { $0[ObjectIdentifier(connection)]?.raw } ?? -1
+        }
+
         func hasReply(_ connection: Connection) -> Bool {
-            Sockets.arrivedBytes(near.withLock { $0[ObjectIdentifier(connection)]?.raw } ?? -1) == Reply.simpleBytes
+            Sockets.arrivedBytes(client(of: connection)) == Reply.simpleBytes
         }
 
         func wait(_ what: Comment, until isTrue: () -> Bool) async throws {
@@ -150,14 +172,31 @@ import Testing
         let sizeBytes: UInt64 = 1 << 30
         let isReadOnly = false
         private let count = Atomic<Int>(0)
+        /// Requests are kept until `release`.
+        let holds = Atomic<Bool>(false)
+        /// On the connection's loop.
+        private nonisolated(unsafe) var held: [DeviceRequest] = []
+        let submitted = Atomic<Int>(0)
         var tries: Int { count.load(ordering: .relaxed) }
 
         func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline { .done }
         func tryWrite(
             offset: UInt64, lengthBytes: Int, from buffer: UnsafeRawPointer, client: any DeviceClient
-        ) -> Inline { count.add(1, ordering: .relaxed).newValue == 1 ? .later : .done }
+        ) -> Inline {
+            let isFirst = count.add(1, ordering: .relaxed).newValue == 1
+            return isFirst || holds.load(ordering: .relaxed) ? .later : .done
+        }
         func endTurn(client: any DeviceClient) -> TurnEnd { .acknowledged }
-        func submit(_ request: DeviceRequest) { Issue.record("nothing is submitted") }
+        func submit(_ request: DeviceRequest) {
+            if !holds.load(ordering: .relaxed) { Issue.record("nothing is submitted") }
+            held.append(request)
+            submitted.add(1, ordering: .relaxed)
+        }
+        func release() {
+            let done = held
+            held = []
+            for request in done { request.client.completed(request) }
+        }
         func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {}
         func leave(_ client: any DeviceClient, clean: Bool) {}
     }
