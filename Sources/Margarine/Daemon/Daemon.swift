@@ -247,6 +247,9 @@ public final class Daemon: StatusSource {
         let budgets = MemoryBudgets(memory)
         limits.budgetBytes = Int(budgets.requestBytes)
         limits.pooledBytesPerLoop = Int(budgets.pooledBytesPerLoop)
+        // All connections together take an eighth of the memory at most with what is their own.
+        let share = Int(clamping: memory.bytes / 8) / (limits.connections + limits.connectionsForOthers)
+        limits.ownBytesPerConnection = min(limits.ownBytesPerConnection, max(16 << 10, share & ~4095))
         return limits
     }
 

@@ -370,7 +370,7 @@ package final class Journal: @unchecked Sendable {
         guard failure == nil else { return }
         failure = error
         context.problem(
-            "journal of \(folder) can't be written: \(error); the disk is closed, and the next attach takes up the journal as it is"
+            "journal of \(folder) can't be written: \(error); the disk is closed, and its journal is taken up again as it is, by and by or at the next attach"
         )
         if !isWriting { tellFailure() }
     }

@@ -25,7 +25,8 @@ package struct ConnectionLimits: Sendable {
     package var requestsPerConnection = 1024
     /// Request and reply buffers of one connection; a single request is served however large.
     package var bytesPerConnection = 64 << 20
-    /// What each connection has of its own, whatever others do. Above it the common budget is asked.
+    /// What each connection has of its own, whatever others do. Above it the common budget is asked. At most this much; less
+    /// where memory is small.
     package var ownBytesPerConnection = 128 << 10
     /// Request and reply buffers of all connections together, beyond what each has of its own, shared out by
     /// `RequestBudget`: the more hold some, the less each may have.
