@@ -48,18 +48,17 @@ package final class LineWriter: Sendable {
     /// Takes one line, without its end. Dropped and counted where no room is left.
     package func add(_ line: String) {
         let bytes = Array(line.utf8) + [UInt8(ascii: "\n")]
-        let isTaken = state.withLock { state in
+        state.withLock { state in
             guard state.bytes + bytes.count <= limitBytes else {
                 state.lost += 1
-                return false
+                return
             }
             if state.lost > 0 { state.append(State.lostLine(state.lost)) }
             state.lost = 0
             state.append(bytes)
-            return true
         }
-        // Without a thread: what the reader takes at once. The next line tries for a thread again.
-        if isTaken, !prepare() { writeWhatIsTaken(untilNs: 0) }
+        // Without a thread: what the reader takes at once. The next line tries for a thread again, also one that finds no room.
+        if !prepare() { writeWhatIsTaken(untilNs: 0) }
         bell.ring()
     }
 
@@ -133,14 +132,18 @@ package final class LineWriter: Sendable {
     /// Writes on the caller's thread, as long as that does not wait for the reader beyond `untilNs`: up to PIPE_BUF bytes a
     /// call, which a pipe that polls writable takes at once.
     private func writeWhatIsTaken(untilNs: UInt64) {
-        while let line = take() {
+        func isWritable() -> Bool {
+            var ready = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+            let now = LineWriter.nowNs
+            let waitMs = now >= untilNs ? 0 : Int32(clamping: (untilNs - now) / 1_000_000)
+            return poll(&ready, 1, waitMs) == 1 && ready.revents & Int16(POLLOUT) != 0
+        }
+        // A line that was taken is lost when it can't be written.
+        while isWritable(), let line = take() {
             defer { state.withLock { $0.isWriting = false } }
             var written = 0
             while written < line.count {
-                var ready = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
-                let now = LineWriter.nowNs
-                let waitMs = now >= untilNs ? 0 : Int32(clamping: (untilNs - now) / 1_000_000)
-                guard poll(&ready, 1, waitMs) == 1, ready.revents & Int16(POLLOUT) != 0 else { return }
+                guard isWritable() else { return }
                 let part = line[written..<min(line.count, written + 4096)]
                 let count = part.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
                 if count < 0, errno != EINTR { return }

@@ -35,7 +35,8 @@ private final class Pipe {
     }
 }
 
-@Suite struct LineWriterTests {
+/// One at a time: some of them have the system refuse threads.
+@Suite(.serialized) struct LineWriterTests {
     @Test("row 34: a reader that never reads holds up nobody, and what was lost is told")
     func nobodyReads() throws {
         let pipe = try Pipe()
@@ -125,6 +126,24 @@ private final class Pipe {
         }
         let count = pipe.readAll().split(separator: "\n").count
         #expect(count > 100)
+    }
+
+    /// Only a line that found room tried for a thread again, and without one there was no room any more.
+    @Test("row 37: the log's thread is made as soon as there is one, also when no room is left") func threadLater()
+        async throws
+    {
+        let pipe = try Pipe()
+        let writer = LineWriter(descriptor: pipe.writeEnd, limitBytes: 10_000)
+        let line = String(repeating: "w", count: 99)
+        await Threads.refusing("log") {
+            for _ in 0..<2000 { writer.add(line) }
+        }
+        writer.add(line)
+        var text = ""
+        for _ in 0..<100 where !text.contains("lost here") { text += pipe.readAll() }
+        let lines = text.split(separator: "\n")
+        let lost = lines.first { $0.contains("lost here") }.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
+        #expect(lines.count { $0 == line } + lost == 2001)
     }
 
     @Test("row 37: the log's thread is made before any other can be missing") func threadInTime() async throws {
