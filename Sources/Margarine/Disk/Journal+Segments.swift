@@ -112,7 +112,8 @@ extension Journal {
         // Newest first: should a loss of power bring some back, none of them goes on from one that is gone.
         release(upTo: .max, newestFirst: true)
         abandon()
-        Journal.forget(folder, scratch)
+        // And the folder, where nothing is left in it.
+        try? scratch.remove(folder)
     }
 
     // MARK: The notes of an attached disk
