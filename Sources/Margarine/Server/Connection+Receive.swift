@@ -115,7 +115,8 @@ extension Connection {
                 if skip > 0 { break }
                 answerSkipped()
             }
-            if at >= newFrom {
+            // Not within a request: the rest of its payload is read though it comes later.
+            if at >= newFrom, payload == nil {
                 pause = .held
                 break
             }

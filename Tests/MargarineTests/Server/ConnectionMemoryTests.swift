@@ -38,6 +38,23 @@ import Testing
         }
     }
 
+    /// Its payload was not read any more, and after ten seconds it was closed as silent.
+    @Test("row 16: a request of which a part had arrived when another connection joined is read to its end")
+    func aRequestUnderWayIsReadToItsEnd() async throws {
+        let bed = try Bed { $0.ownBytesPerConnection = 1 << 20 }
+        bed.device.holds.store(true, ordering: .relaxed)
+        let connection = try await bed.connection(on: bed.loops[0], memory: .contended)
+        bed.loops[0].post {
+            bed.send(write: 8 << 10, of: 4 << 10, to: connection)
+            #expect(!connection.absorb(isFirst: true))
+            let rest = [UInt8](repeating: 1, count: 4 << 10)
+            #expect(rest.withUnsafeBytes { Sockets.send(bed.client(of: connection), $0) } == .bytes(rest.count))
+            _ = connection.absorb(isFirst: false)
+            #expect(bed.device.tries == 1)
+        }
+        try await bed.wait("it is written") { bed.device.tries == 1 }
+    }
+
     /// Only the loops that had connections when memory became short looked for stalled clients.
     @Test func aLoopThatComesLaterCutsStalledClientsToo() async throws {
         let bed = try Bed { $0.stallSeconds = 1 }
