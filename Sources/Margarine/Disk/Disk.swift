@@ -229,7 +229,14 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     package func endTurn(client: any DeviceClient) -> TurnEnd {
         context.loop.assertOwner()
-        return lost == nil ? journal.append() : .failed(.shutdown)
+        if lost != nil { return .failed(.shutdown) }
+        let end = journal.append()
+        // The scratch disk may have kept this thread for longer than the proof of before the turn lasts.
+        if case .acknowledged = end, !proves() {
+            park(turn: journal.lastTurn)
+            return .pending(turn: journal.lastTurn)
+        }
+        return end
     }
 
     /// Calls `done` once everything queued so far is in the journal: at once, or later.

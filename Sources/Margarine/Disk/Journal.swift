@@ -205,6 +205,9 @@ package final class Journal: @unchecked Sendable {
         return .acknowledged
     }
 
+    /// The turn that ended last: all of it is in the file where `append` says `.acknowledged`.
+    var lastTurn: UInt64 { turn - 1 }
+
     /// Builds a batch of up to 32 MiB and hands it to the kernel. true when it is in the file already.
     private func begin() -> Bool {
         let segment: Segment

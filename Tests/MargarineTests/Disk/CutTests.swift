@@ -54,40 +54,52 @@ import Testing
     }
 
     /// Of how many pairs of generations the numbers are of different instants. The writer puts each number on a, and when that
-    /// is acknowledged on b.
-    private func torn(_ pair: Pair, cuts: Int, _ cut: () async throws -> [String: UInt64]) async throws -> Int {
+    /// is acknowledged on b. `cut` may wait until some more were put.
+    private func torn(
+        _ pair: Pair, cuts: Int, _ cut: (_ more: () async -> Void) async throws -> [String: UInt64]
+    ) async throws -> Int {
         let isOver = Atomic(false)
-        async let writing: UInt64 = {
-            var number: UInt64 = 0
+        let written = Tally()
+        async let writing: Void = {
             while !isOver.load(ordering: .relaxed) {
-                number += 1
+                written.add()
+                let number = UInt64(written.value)
                 let page = withUnsafeBytes(of: number.littleEndian) { Array($0) } + [UInt8](repeating: 1, count: 4088)
                 for client in pair.clients {
                     try await client.write(page, at: 8192)
                     if number % 7 == 0 { try await client.flush() }
                 }
             }
-            return number
         }()
+        // However slow the machine is.
+        func more() async {
+            let before = written.value
+            for _ in 0..<10_000 where written.value < before + 3 {
+                await pair.beds[0].environment.sleep(ns: 1_000_000)
+            }
+        }
         var torn = 0
         for _ in 0..<cuts {
-            let generations = try await cut()
+            await more()
+            let generations = try await cut(more)
             let a = try await pair.number("a", generations["a"]!)
             let b = try await pair.number("b", generations["b"]!)
             if a != b, a != b + 1 { torn += 1 }
         }
         isOver.store(true, ordering: .relaxed)
-        #expect(try await writing > UInt64(cuts))
+        try await writing
         return torn
     }
 
     @Test("row 20: disks cut together are of one instant", arguments: [SafePointRule.auto, .btrfs])
     func together(_ rule: SafePointRule) async throws {
         let pair = try await Pair(rule: rule)
-        #expect(try await torn(pair, cuts: 20) { try await pair.manager.cut(["a", "b"]) } == 0)
+        #expect(try await torn(pair, cuts: 20) { _ in try await pair.manager.cut(["a", "b"]) } == 0)
         // One after the other they are not: the test sees what it is there to see.
-        let apart = try await torn(pair, cuts: 10) {
-            try await pair.manager.cut(["a"]).merging(try await pair.manager.cut(["b"])) { $1 }
+        let apart = try await torn(pair, cuts: 10) { more in
+            let a = try await pair.manager.cut(["a"])
+            await more()
+            return a.merging(try await pair.manager.cut(["b"])) { $1 }
         }
         #expect(apart > 0)
         // Nothing is held any more, and nothing was lost.

@@ -211,8 +211,11 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
         }
     }
 
-    /// Writes as a connection does: inline if possible, with the turn's end, else as a request.
-    func write(_ bytes: [UInt8], at offset: UInt64, fua: Bool = false) async throws {
+    /// Writes as a connection does: inline if possible, with the turn's end, else as a request. `beforeEnd` comes to pass
+    /// before the turn ends.
+    func write(
+        _ bytes: [UInt8], at offset: UInt64, fua: Bool = false, beforeEnd: @escaping @Sendable () -> Void = {}
+    ) async throws {
         let result: DeviceError?
         if fua {
             result = await run(.write, offset: offset, bytes: bytes, fua: true).error
@@ -225,6 +228,7 @@ final class TestClient: DeviceClient, @unchecked Sendable {  // touched on its d
                 case .later: return (false, nil)
                 case .failed(let error): return (true, error)
                 case .done:
+                    beforeEnd()
                     switch device.endTurn(client: self) {
                     case .acknowledged: return (true, nil)
                     case .failed(let error): return (true, error)

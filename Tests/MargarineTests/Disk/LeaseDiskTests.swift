@@ -133,6 +133,8 @@ import Testing
         scratch.writesInline = false
         scratch.holdsCompletions = true
         let write = Call { try await client.write(pattern(4096, 2), at: 4096) }
+        // A flush that came before the write would have nothing to wait for.
+        for _ in 0..<10_000 where scratch.heldCompletions == 0 { await pause(bed, 1) }
         let flush = Call { try await client.flush() }
         await pause(bed)
         lapse(bed)
@@ -146,6 +148,21 @@ import Testing
         prove(bed)
         try await write.get()
         try await flush.get()
+        bed.kill()
+    }
+
+    @Test("row 13: a turn that the scratch disk kept past the end of the lease is not acknowledged")
+    func heldTurn() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let client = try await bed.attach()
+        try await client.write(pattern(4096, 1), at: 0)
+        let write = Call { try await client.write(pattern(4096, 2), at: 4096, beforeEnd: { lapse(bed) }) }
+        await pause(bed)
+        #expect(!write.isOver)
+        prove(bed)
+        try await write.get()
+        #expect(try await client.read(4096, at: 4096) == pattern(4096, 2))
         bed.kill()
     }
 
@@ -226,6 +243,8 @@ import Testing
                 bed.scratch.failNext(.write, errno: 5, path: "journal/")
                 let writer = try await bed.attach("d?session=s")
                 try? await writer.write(pattern(4096, 2), at: 4096)
+                // It is told of the failure first.
+                for _ in 0..<100 where writer.disconnected == nil { await pause(bed, 50) }
                 #expect(writer.disconnected?.contains("journal can't be written") == true)
             }
             var again: Disk?

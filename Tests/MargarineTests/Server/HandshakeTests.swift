@@ -203,9 +203,10 @@ import Testing
 
     /// Says what it is told to, and listens to nothing.
     private final class RawClient: Sendable {
-        private let fd: Int32
+        private let socket: FileDescriptor
+        private var fd: Int32 { socket.raw }
         init(_ fd: Int32) {
-            self.fd = fd
+            socket = FileDescriptor(owning: fd)
             send([0, 0, 0, 3])
         }
 
@@ -228,7 +229,8 @@ import Testing
             say(option: NBD.OptionCode.go, data + Array(export.utf8) + [0, 0])
         }
 
-        func hangUp() { close(fd) }
+        /// Once, whoever hangs up again: the number may be another test's by then.
+        func hangUp() { socket.close() }
 
         /// The server has hung up; what it said before is read over.
         var isClosed: Bool {
