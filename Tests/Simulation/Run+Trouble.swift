@@ -299,7 +299,8 @@ extension Run {
         }
     }
 
-    /// A server's manifest pages are pushed out again and again for a while, and take long to come.
+    /// A server's manifest pages are pushed out again and again for a while, and take long to come. Its clients ask what is a
+    /// hole meanwhile.
     private func cool(_ machine: Int) {
         if isForgetful { return }
         count("manifest pages that are not kept, and take long")
@@ -309,6 +310,9 @@ extension Run {
                 kind: .page, disk: nil, writes: false, effect: .slow(world.chance.ns(50_000_000...1_500_000_000)),
                 untilNs: endNs))
         isForgetful = true
+        let there = clients.indices.filter { home[$0] == machine }.map { clients[$0] }
+        for client in there { client.isLooking = true }
+        world.after(endNs - world.nowNs) { for client in there { client.isLooking = false } }
         forget(machine, untilNs: endNs)
     }
 

@@ -103,6 +103,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     var awayUntilNs: UInt64 = 0
     /// It writes as much as it can, and flushes seldom.
     var isBursting = false
+    /// It asks for block status as often as for all else.
+    var isLooking = false
     /// Kinds of trouble that it does not make.
     var without: Set<Trouble> = []
     /// Heads can't be written for a while.
@@ -276,6 +278,7 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     private func operate(_ connection: SimConnection) async {
         if isBursting, !world.chance.one(in: 8) { return await write(connection, .write) }
+        if isLooking, world.chance.one(in: 2) { return await status(connection) }
         switch world.chance.below(100) {
         case 0..<52: await write(connection, .write)
         case 52..<72: await read(connection)
