@@ -248,7 +248,7 @@ extension Run {
             obstacles[machine].add(
                 Obstacle(
                     kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
-                    untilNs: world.nowNs + firstNs + lastsNs))
+                    untilNs: world.nowNs + firstNs + partNs(of: lastsNs)))
         }
         world.after(firstNs) { [self] in if !isCalm { fill(machine, client, for: lastsNs) } }
     }
@@ -272,12 +272,17 @@ extension Run {
                 obstacles[machine].add(
                     Obstacle(
                         kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
-                        untilNs: world.nowNs + lastsNs))
+                        untilNs: world.nowNs + partNs(of: lastsNs)))
             }
             fill(machine, client, for: lastsNs, alone: true)
             await world.sleep(lastsNs)
             for other in others { other.isBursting = false }
         }
+    }
+
+    /// Blocks can be stored again with the end of it, or commits go on while there still is no room.
+    private func partNs(of lastsNs: UInt64) -> UInt64 {
+        world.chance.one(in: 2) ? lastsNs : world.chance.ns(0...lastsNs)
     }
 
     private func fill(_ machine: Int, _ client: SimClient, for lastsNs: UInt64, alone: Bool = false) {

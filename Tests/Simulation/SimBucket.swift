@@ -62,6 +62,8 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
     let location: Int
     /// When something went wrong, the last time, with a call on a server's record.
     private(set) var troubledNs: UInt64 = 0
+    /// Calls on a server's record that something is in the way of now.
+    private(set) var recordsHeldUp = 0
     private var memory: MemoryBucket { store.memories[location] }
     var faults = StoreFaults()
     /// What a call that is not slow takes at most, each way.
@@ -100,7 +102,13 @@ final class SimBucket: Bucket, @unchecked Sendable {  // as its world
         var isLost = roll(faults.loseAnswer)
         var hangs: Obstacle?
         if let obstacle = obstacles?.first(key, isWrite: isWrite) {
-            defer { if isRecord { noteTrouble() } }
+            if isRecord { recordsHeldUp += 1 }
+            defer {
+                if isRecord {
+                    recordsHeldUp -= 1
+                    noteTrouble()
+                }
+            }
             switch obstacle.effect {
             case .refuse:
                 await world.sleep(latencyNs)

@@ -216,7 +216,7 @@ final class SimServer: @unchecked Sendable {  // as its world
         let patienceNs = UInt64(5_000 * 13 / 10 + 2_000) * 1_000_000
         let bucket = buckets[location]
         return isAlive && !clock.isStopped && world.nowNs > startedNs + patienceNs && !bucket.faults.isDown
-            && world.nowNs > bucket.troubledNs + patienceNs
+            && bucket.recordsHeldUp == 0 && world.nowNs > bucket.troubledNs + patienceNs
     }
     /// What its disks held when it was last looked, for people.
     private var disks: [String] = []
