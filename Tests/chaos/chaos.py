@@ -287,8 +287,15 @@ class Chaos:
         self.at = 1 - self.at
         if not self.runs(self.current):
             self.start(self.current)
-        margined("disk", "release", self.name, "--force")
-        probe = self.current.attach(f"{self.name}?session=probe{self.sessions}", timeout=30)
+        probe, end = None, time.monotonic() + 30
+        while probe is None:
+            margined("disk", "release", self.name, "--force")
+            try:
+                probe = self.current.attach(f"{self.name}?session=probe{self.sessions}", timeout=30)
+            except Refused as e:
+                # The client asked the old server again in between, which took the disk for it.
+                if "belongs to server" not in str(e) or time.monotonic() > end:
+                    raise
         self.limit = self.kept()
         probe.disconnect()
         if not self.wait_ended(before, 3) and self.serves(old):
