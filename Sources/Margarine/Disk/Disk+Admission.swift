@@ -17,6 +17,8 @@ extension Disk {
         session name: String?, client: ClientIdentity, _ asker: Asker
     ) async throws(AttachError) -> Admission? {
         context.loop.assertOwner()
+        var isBack = false
+        defer { if isBack { returning -= 1 } }
         while true {
             try await waitForLosses(asker)
             try asker.check()
@@ -27,7 +29,13 @@ extension Disk {
             switch happen(isMember ? .asked : .otherAsked) {
             case .admit: return makeAdmission(session!, client, isLive: true)
             case .askStore: return try await askStore(name, client, asker, isMember: isMember)
-            case .wait: await undecided.wait(asker)
+            case .wait:
+                // It came back in time, though another one's outcome is to be awaited.
+                if isMember, tenure == .challenged, !isBack {
+                    isBack = true
+                    returning += 1
+                }
+                await undecided.wait(asker)
             case .reopen:
                 while isLeaving {
                     await leaving.wait(asker)
@@ -74,7 +82,8 @@ extension Disk {
         return makeAdmission(session!, client, isLive: false)
     }
 
-    /// Everything that an admission has to wait for. Changes nothing but the head, and that last.
+    /// Everything that an admission has to wait for. Changes nothing but the head, and that last; what it says of a client that
+    /// went away meanwhile is taken back by the next swap.
     private func prepare(_ name: String?, _ asker: Asker, replaces: Bool) async throws(AttachError) {
         if let name, name != notes.claimant, name != head.session {
             let isForgotten = try await AttachError.wrap { [head] () throws(CatalogError) in
@@ -91,6 +100,8 @@ extension Disk {
             throw AttachError(.unavailable, "disk '\(self.name)': the session could not be recorded: \(error)")
         }
         if let lost { throw AttachError(.refused, "disk '\(self.name)': \(lost)") }
+        // Nobody was served: the head is put right again.
+        try asker.check()
     }
 
     /// For `Fault.failedAttachReplaces`: the session ends before its successor is recorded.

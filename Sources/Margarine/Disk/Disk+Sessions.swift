@@ -123,7 +123,13 @@ extension Disk {
             happen(.windowEnded)
             return
         }
-        windowTimer = context.after(ns: UInt64(window) * 1_000_000) { [weak self] in self?.happen(.windowEnded) }
+        windowTimer = context.after(ns: UInt64(window) * 1_000_000) { [weak self] in self?.windowIsOver() }
+    }
+
+    /// It does not end while a client of the session waits for another one's outcome: that one came back in time.
+    private func windowIsOver() {
+        if returning == 0 || context.settings.fault == .failedAttachReplaces { return _ = happen(.windowEnded) }
+        windowTimer = context.after(ns: 100_000_000) { [weak self] in self?.windowIsOver() }
     }
 
     // MARK: Rolling back

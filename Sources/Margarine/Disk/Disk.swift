@@ -81,6 +81,8 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     var restTimer: LoopTimer?
     /// Who asked while something was undecided, while it left, and while the journal did not say what was lost.
     let undecided = AskerLine()
+    /// Clients of the session that is away which came back, and have to wait for another one's outcome.
+    var returning = 0
     let leaving = AskerLine()
     let appending = AskerLine()
     /// `appending` will be woken.

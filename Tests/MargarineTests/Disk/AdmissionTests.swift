@@ -43,6 +43,59 @@ import Testing
         bed.kill()
     }
 
+    @Test("row 26: whoever goes away while the store takes his admission replaces nobody", arguments: ["d", "d?session=two"])
+    func aClientThatHasGoneIsTakenBack(_ other: String) async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: false)
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .put, keyContains: "head", count: 1))
+        let second = Task { try await bed.attach(other) }
+        await gate.waitUntilArrived()
+        second.cancel()
+        gate.open()
+        await #expect(throws: AttachError.self) { try await second.value }
+        let again = try await bed.attach("d?session=one")
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        let head = try await bed.head()
+        #expect(head.session == "one" && head.lostSessions.isEmpty)
+        bed.kill()
+    }
+
+    @Test("row 26: a session that came back within its window keeps what it was told, however long another one is being admitted")
+    func whoCameBackInTimeLosesNothing() async throws {
+        let bed = try DiskBed()
+        try await bed.create { $0.resumeWindowMs = 300 }
+        let first = try await bed.attach("d?session=one")
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: false)
+        let gate = StoreGate()
+        bed.faults.inject(StoreFault(.hold(gate), verb: .get, keyContains: "head", count: 1))
+        let second = Task { try await bed.attach("d?session=two") }
+        await gate.waitUntilArrived()
+        second.cancel()
+        let back = Task { try await bed.attach("d?session=one") }
+        await bed.environment.sleep(ns: 1_000_000_000)
+        gate.open()
+        await #expect(throws: AttachError.self) { try await second.value }
+        let again = try await back.value
+        #expect(try await again.read(4096, at: 0) == pattern(4096, 1))
+        // Who waits no more holds nothing up.
+        await again.leave(clean: false)
+        bed.faults.inject(StoreFault(.hold(StoreGate()), verb: .get, keyContains: "head", count: 1))
+        let third = Task { try await bed.attach("d?session=three") }
+        let fourth = Task { try await bed.attach("d?session=one") }
+        await bed.environment.sleep(ns: 100_000_000)
+        fourth.cancel()
+        _ = try? await fourth.value
+        let (_, disk) = try #require(await bed.manager.present("d"))
+        #expect(disk.returning == 0)
+        third.cancel()
+        bed.kill()
+    }
+
     @Test("row 26: an admission stored without an answer leaves the session that is away, also after a restart")
     func anUnclearAdmissionChangesNothing() async throws {
         let bed = try DiskBed()
