@@ -159,19 +159,13 @@ package final class Disk: BlockDevice, @unchecked Sendable {
 
     /// Whoever had it last, on whatever thread: what it holds is taken apart on its loop, beside other disks' frames.
     deinit {
-        let parts = Unmanaged.passRetained(Parts(layers: Array(view.layers), pages: pages, journal: journal))
+        let parts = Unmanaged.passRetained(DiskParts(layers: view.layers, pages: pages, journal: journal))
         nonisolated(unsafe) let handed = parts  // to the loop, and no longer anybody else's
-        context.loop.post { handed.release() }
-    }
-
-    private final class Parts {
-        let layers: [Layer]
-        let pages: DirtyPages
-        let journal: Journal
-        init(layers: [Layer], pages: DirtyPages, journal: Journal) {
-            self.layers = layers
-            self.pages = pages
-            self.journal = journal
+        let loop = context.loop
+        if loop.isCurrent {
+            loop.post { handed.release() }
+        } else {
+            loop.post { DiskParts.letGo(handed, loop) }
         }
     }
 

@@ -1,6 +1,7 @@
 // What a disk answers, and acknowledges, when the last proof of its ownership is old.
 
 import BlockCache
+import Glibc
 import Logging
 @testable import Margarine
 import ObjectStore
@@ -277,6 +278,55 @@ import Testing
         #expect(bed.manager.ownsDisks)
         let other = try DiskBed(store: bed.store, server: "b")
         #expect(!other.manager.ownsDisks)
+    }
+
+    /// Tells on which thread it ends.
+    private final class LastWord: Sendable {
+        private let tell: @Sendable () -> Void
+        init(_ tell: @escaping @Sendable () -> Void) { self.tell = tell }
+        deinit { tell() }
+    }
+
+    /// A lost disk with something dirty, of which nobody knows but who gets it.
+    private func lostDisk(_ bed: DiskBed) async throws -> Disk {
+        let client = try await bed.attach()
+        try await client.write(pattern(4096, 1), at: 0)
+        bed.leases[0].fence("b found it dead", isStillOurs: false)
+        for _ in 0..<100 where bed.manager.hasDisks { await pause(bed, 10) }
+        return try #require(client.device as? Disk)
+    }
+
+    /// Its frames are those of the loop's other disks.
+    @Test("what a disk holds of its loop's memory goes on the loop, however long another thread takes to let go of it")
+    func partsGoOnTheirLoop() async throws {
+        let bed = try DiskBed { $0.commitIntervalMs = 3_600_000 }
+        try await bed.create()
+        let ends = Mutex<[Bool]>([])
+        let isSlow = Mutex(false)
+        var disk: Disk? = try await lostDisk(bed)
+        let loop = bed.loop
+        // The disk lets go of its claim before it lets go of these.
+        let slow = Mutex<LastWord?>(
+            LastWord {
+                if loop.isCurrent { return }
+                isSlow.withLock { $0 = true }
+                usleep(300_000)
+            })
+        slow.withLock { word in
+            disk!.claim.whenLost { [word] _, _ in _ = word }
+            word = nil
+        }
+        let pages = Mutex<LastWord?>(LastWord { ends.withLock { $0.append(loop.isCurrent) } })
+        pages.withLock { word in
+            disk!.pages.giveRoom = { [word] in _ = word }
+            word = nil
+        }
+        await pause(bed)
+        disk = nil
+        for _ in 0..<100 where ends.withLock({ $0.isEmpty }) { await pause(bed, 20) }
+        #expect(isSlow.withLock { $0 }, "the disk ended on its loop")
+        #expect(ends.withLock { $0 } == [true])
+        bed.kill()
     }
 
     @Test func aFencedServerLosesItsDisksAndTakesThemUpAgain() async throws {
