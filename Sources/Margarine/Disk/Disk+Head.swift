@@ -119,11 +119,9 @@ extension Disk {
         if lost != nil { return true }
         guard let found = try? await heads.load(name) else { return false }
         if lost != nil { return true }
-        if found.etag == headTag {
-            isHeadUnclear = false
-        } else if !adopt(found.head, found.etag) {
-            lose(Disk.describeLoss(found.head))
-        }
+        // What was sent without an answer may take effect after this look too: with the tag unchanged, only a swap that is
+        // won makes sure that it never does.
+        if found.etag != headTag, !adopt(found.head, found.etag) { lose(Disk.describeLoss(found.head)) }
         return true
     }
 

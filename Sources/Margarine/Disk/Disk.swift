@@ -30,7 +30,7 @@ package final class Disk: BlockDevice, @unchecked Sendable {
     // What the store says, as this server last wrote it.
     var head: Head
     var headTag: ETag
-    /// A swap may have been won without our knowing: what the store says is to be learned before it is relied upon.
+    /// A swap may have been won without our knowing, or may be won yet: another one has to be before the head is relied upon.
     var isHeadUnclear = false
     /// What the head has to say of sessions and wishes.
     var notes = HeadNotes()

@@ -262,6 +262,46 @@ import Testing
         bed.kill()
     }
 
+    /// Nothing of an unnamed client had to be said, so the head that gives the disk back was good still, and another server
+    /// had the disk beside this one.
+    @Test("row 2: what gives a disk back, and reaches the store late, is void once a client is served")
+    func aLateReleaseIsVoid() async throws {
+        let bed = try DiskBed()
+        try await bed.create()
+        let first = try await bed.attach()
+        try await first.write(pattern(4096, 1), at: 0)
+        await first.leave(clean: true)
+        try await bed.waitForGeneration(1)
+        let disk = try #require(await bed.manager.present("d")).1
+        for _ in 0..<500 {
+            if await bed.context.run({ disk.isClean && !disk.isHeadStale }) { break }
+            await bed.environment.sleep(ns: 10_000_000)
+        }
+        let heads = HeadStore(bucket: bed.store, environment: bed.environment)
+        let sent = try #require(try await heads.load("d"))
+        // It is on its way when its sender gives up, and the first look at what became of it fails too.
+        bed.faults.inject(StoreFault(.fail(.unclear), verb: .put, keyContains: "disks/d/head", count: 1))
+        bed.faults.inject(StoreFault(.fail(.unavailable), verb: .get, keyContains: "disks/d/head", count: 1))
+        await bed.context.run { _ = disk.happen(.restEnded) }
+        for _ in 0..<500 {
+            if await bed.context.run({ disk.tenure == .idle }) { break }
+            await bed.environment.sleep(ns: 10_000_000)
+        }
+        #expect(bed.faults.suffered == 2)
+        let second = try await bed.attach()
+        var late = sent.head
+        late.owner = nil
+        if case .won = try await heads.swap(late, expecting: sent.etag) {
+            Issue.record("the disk was given back while a client was served")
+        }
+        try await second.write(pattern(4096, 2), at: 0)
+        try await second.flush()
+        let other = try DiskBed(store: bed.store, server: "b", alive: ["a"])
+        await #expect(throws: AttachError.self) { try await other.attach() }
+        other.kill()
+        bed.kill()
+    }
+
     @Test("a drain gives a disk back whose client was admitted and has not joined", arguments: ["d", "d?session=one"])
     func aDrainEndsAnAdmission(_ export: String) async throws {
         let bed = try DiskBed()
