@@ -150,12 +150,13 @@ final class Handshake: EventHandler, @unchecked Sendable {
     /// Sends what there is to send, then reads and handles message after message until the socket has no more, an export is
     /// asked for, or others should have their turn.
     private func proceed() {
-        for _ in 0..<Self.messagesPerTurn {
+        for left in (0...Self.messagesPerTurn).reversed() {
             guard flush() else { break }
             switch step {
             case .begun, .asking, .moved, .closed: break
             case .closing: close("done")
-            default: if receiveMessage() { continue }
+            // The last answer of the turn leaves with it.
+            default: if left > 0, receiveMessage() { continue }
             }
             break
         }
@@ -306,6 +307,9 @@ final class Handshake: EventHandler, @unchecked Sendable {
         let length = Int(header.dataBytes)
         if optionCount > server.limits.options {
             close("more than \(server.limits.options) options")
+        } else if length == 0 {
+            // At once: it is not a message of its own, for which the socket would have to become readable.
+            handle(header.code, ClientOption(code: header.code, data: UnsafeRawBufferPointer(start: nil, count: 0)))
         } else if length <= server.limits.optionBytes {
             step = .optionData(header)
         } else if length <= server.limits.skippedOptionBytes, header.code != NBD.OptionCode.exportName {

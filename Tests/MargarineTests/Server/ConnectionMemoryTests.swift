@@ -85,6 +85,27 @@ import Testing
         #expect(Sockets.arrivedBytes(far.raw) == 0)
     }
 
+    /// Where the turn ended behind the header of an option without data, and nothing came behind it, it was never answered.
+    @Test func theLastOptionOfATurnIsAnswered() throws {
+        for count in 1...40 {
+            let loop = Loop(name: "driven", clock: { 1 })
+            let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
+            let (near, far) = try Bed.pair()
+            loop.post { context.welcome(far) }
+            loop.step()
+            var bytes: [UInt8] = [0, 0, 0, 3]
+            for number in 1...count {
+                bytes.appendWire(NBD.Magic.option)
+                bytes.appendWire(number == count ? NBD.OptionCode.abort : NBD.OptionCode.structuredReply)
+                bytes.appendWire(UInt32(0))
+            }
+            #expect(bytes.withUnsafeBytes { Sockets.send(near.raw, $0) } == .bytes(bytes.count))
+            loop.descriptorsMayBeReady()
+            for _ in 0..<100 where loop.isReady { loop.step() }
+            #expect(context.connectionCount == 0, "the last of \(count) ends the handshake")
+        }
+    }
+
     // MARK: The bed
 
     private final class Bed: Sendable {
