@@ -328,6 +328,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     private func letGo() {
+        holdTimer?.cancel()
         holdTimer = nil
         isHeld = false
         if pause == .held { pause = leftover == nil ? .none : .turn }

@@ -55,6 +55,45 @@ import Testing
         try await bed.wait("it is written") { bed.device.tries == 1 }
     }
 
+    /// The timer of the one before ended it, and what came meanwhile was waited for as well.
+    @Test func holdingOffLastsItsTime() throws {
+        let now = Mutex<UInt64>(1)
+        let loop = Loop(name: "driven", clock: { now.withLock { $0 } })
+        let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
+        let device = HesitantDevice()
+        device.holds.store(true, ordering: .relaxed)
+        let (near, far) = try Bed.pair()
+        func run(_ work: @escaping @Sendable () -> Void) {
+            loop.post(work)
+            for _ in 0..<100 where loop.isReady { loop.step() }
+        }
+        let made = Mutex<Connection?>(nil)
+        run {
+            let rules = RequestRules(
+                sizeBytes: 1 << 30, isReadOnly: false, structuredReplies: false, allocationContext: false)
+            let connection = Connection(
+                socket: far, share: context.share(of: loop), device: device, rules: rules,
+                client: ClientIdentity(address: "test", host: "test"), exportName: "test", log: Self.quiet, ended: {})
+            connection.start(reply: [])
+            #expect(connection.absorb(isFirst: true))
+            #expect(!connection.isHeld, "it is idle")
+            made.withLock { $0 = connection }
+        }
+        let connection = try #require(made.withLock { $0 })
+        now.withLock { $0 += 60_000_000 }
+        Bed.send(write: 4 << 10, of: 4 << 10, to: near.raw)
+        run { _ = connection.absorb(isFirst: true) }
+        for (ms, isHeld) in [(50, true), (60, false)] as [(UInt64, Bool)] {
+            now.withLock { $0 += ms * 1_000_000 }
+            run {}
+            run { #expect(connection.isHeld == isHeld) }
+        }
+        run {
+            device.release()
+            connection.end("over")
+        }
+    }
+
     /// Only the loops that had connections when memory became short looked for stalled clients.
     @Test func aLoopThatComesLaterCutsStalledClientsToo() async throws {
         let bed = try Bed { $0.stallSeconds = 1 }
@@ -176,6 +215,10 @@ import Testing
 
         /// The first `count` bytes of a WRITE of `length`.
         func send(write length: Int, of count: Int, to connection: Connection) {
+            Bed.send(write: length, of: count, to: client(of: connection))
+        }
+
+        static func send(write length: Int, of count: Int, to fd: Int32) {
             var bytes: [UInt8] = []
             bytes.appendWire(NBD.Magic.request)
             bytes.appendWire(UInt16(0))
@@ -184,7 +227,6 @@ import Testing
             bytes.appendWire(UInt64(0))
             bytes.appendWire(UInt32(length))
             bytes += [UInt8](repeating: 1, count: count)
-            let fd = near.withLock { $0[ObjectIdentifier(connection)]?.raw } ?? -1
             #expect(bytes.withUnsafeBytes { Sockets.send(fd, $0) } == .bytes(bytes.count))
         }
 
