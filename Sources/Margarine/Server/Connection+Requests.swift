@@ -34,8 +34,12 @@ extension Connection {
         let length = Int(header.lengthBytes)
         if length > Self.packedReadBytes { return readOwned(header, length) }
         let space = dataHeaderBytes + length
-        if send.pointee.needsPack(for: space) {
-            guard admit(SendQueue.packBytes, whole: SendQueue.packBytes) else { return false }
+        // A new pack buffer, and one for where the device can't answer at once: both or none. Who waited for the second with
+        // the first in his hands would keep from himself, and all others, what that takes of the budget.
+        let spare = send.pointee.needsPack(for: space) ? BufferPool.cost(length) : 0
+        if spare > 0 {
+            let whole = SendQueue.packBytes + spare
+            guard admit(whole, whole: whole) else { return false }
         }
         let at = send.pointee.reserve(space, &share.pool)
         switch device.tryRead(offset: header.offset, lengthBytes: length, into: at + dataHeaderBytes) {
@@ -43,10 +47,12 @@ extension Connection {
             putDataHeader(at, cookie: header.cookie, offset: header.offset, length, isLast: true)
             send.pointee.commit(space)
             counters.readBytes += UInt64(length)
+            unhold(spare)
         case .later:
-            guard admit(BufferPool.cost(length), whole: length) else { return false }
+            if spare == 0 { guard admit(BufferPool.cost(length), whole: length) else { return false } }
             submitRead(header, share.pool.takeSmall(length))
         case .failed(let error):
+            unhold(spare)
             refuse(header.cookie, isRead: true, error.wire)
         }
         counters.requests += 1

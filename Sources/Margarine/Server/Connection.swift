@@ -504,6 +504,12 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// once it has these.
     func wait(_ bytes: Int, later: Int = 0) {
         pause = .budget
+        // What an earlier request was granted and did not need is not kept while another one waits: nobody would get the
+        // exception that it may be.
+        if promised > 0 {
+            promised = 0
+            unhold(0)
+        }
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         precondition(over > 0 && waitID == nil)
         wanted = bytes

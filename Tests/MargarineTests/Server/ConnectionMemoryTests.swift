@@ -38,6 +38,31 @@ import Testing
         }
     }
 
+    /// It had the one as the exception, and waited for the other for ever: nobody got the exception any more.
+    @Test func aReadWaitsForItsReplyAndItsBufferTogether() async throws {
+        let bed = try Bed()
+        bed.device.holds.store(true, ordering: .relaxed)
+        let connection = try await bed.connection(on: bed.loops[0], memory: .short)
+        bed.send(Bed.request(.read, 4 << 10), to: connection)
+        try await bed.wait("it is under way") { bed.device.submitted.load(ordering: .relaxed) == 1 }
+        bed.loops[0].post { bed.device.release() }
+        try await bed.wait("it is answered") { bed.received(connection) == Reply.simpleBytes + (4 << 10) }
+        try await bed.wait("nothing is held") { bed.context.availableBytes == 0 }
+    }
+
+    /// The same: what the first was granted and did not need was kept for the second, which waited for more.
+    @Test func whatOneRequestDidNotNeedIsNotKeptWhileTheNextWaits() async throws {
+        let bed = try Bed()
+        let connection = try await bed.connection(on: bed.loops[0], memory: .short)
+        bed.send(Bed.request(.write, 100 << 10, of: 100 << 10) + Bed.request(.read, 300 << 10), to: connection)
+        var received = 0
+        try await bed.wait("both are answered") {
+            received += bed.received(connection)
+            return received == 2 * Reply.simpleBytes + (300 << 10)
+        }
+        try await bed.wait("nothing is held") { bed.context.availableBytes == 0 }
+    }
+
     /// Its payload was not read any more, and after ten seconds it was closed as silent.
     @Test("row 16: a request of which a part had arrived when another connection joined is read to its end")
     func aRequestUnderWayIsReadToItsEnd() async throws {
@@ -81,7 +106,7 @@ import Testing
         }
         let connection = try #require(made.withLock { $0 })
         now.withLock { $0 += 60_000_000 }
-        Bed.send(write: 4 << 10, of: 4 << 10, to: near.raw)
+        Bed.send(Bed.request(.write, 4 << 10, of: 4 << 10), to: near.raw)
         run { _ = connection.absorb(isFirst: true) }
         for (ms, isHeld) in [(50, true), (60, false)] as [(UInt64, Bool)] {
             now.withLock { $0 += ms * 1_000_000 }
@@ -215,19 +240,35 @@ import Testing
 
         /// The first `count` bytes of a WRITE of `length`.
         func send(write length: Int, of count: Int, to connection: Connection) {
-            Bed.send(write: length, of: count, to: client(of: connection))
+            send(Bed.request(.write, length, of: count), to: connection)
         }
 
-        static func send(write length: Int, of count: Int, to fd: Int32) {
+        func send(_ bytes: [UInt8], to connection: Connection) {
+            Bed.send(bytes, to: client(of: connection))
+        }
+
+        static func send(_ bytes: [UInt8], to fd: Int32) {
+            #expect(bytes.withUnsafeBytes { Sockets.send(fd, $0) } == .bytes(bytes.count))
+        }
+
+        /// A request for `length` bytes, with the first `count` of its payload.
+        static func request(_ command: NBD.Command, _ length: Int, of count: Int = 0) -> [UInt8] {
             var bytes: [UInt8] = []
             bytes.appendWire(NBD.Magic.request)
             bytes.appendWire(UInt16(0))
-            bytes.appendWire(NBD.Command.write.rawValue)
+            bytes.appendWire(command.rawValue)
             bytes.appendWire(UInt64(7))
             bytes.appendWire(UInt64(0))
             bytes.appendWire(UInt32(length))
-            bytes += [UInt8](repeating: 1, count: count)
-            #expect(bytes.withUnsafeBytes { Sockets.send(fd, $0) } == .bytes(bytes.count))
+            return bytes + [UInt8](repeating: 1, count: count)
+        }
+
+        /// How many bytes of replies have come, which are read.
+        func received(_ connection: Connection) -> Int {
+            let room = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 8)
+            defer { room.deallocate() }
+            guard case .bytes(let count) = Sockets.receive(client(of: connection), into: room) else { return 0 }
+            return count
         }
 
         func client(of connection: Connection) -> Int32 {
@@ -259,7 +300,9 @@ import Testing
         let submitted = Atomic<Int>(0)
         var tries: Int { count.load(ordering: .relaxed) }
 
-        func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline { .done }
+        func tryRead(offset: UInt64, lengthBytes: Int, into buffer: UnsafeMutableRawPointer) -> Inline {
+            holds.load(ordering: .relaxed) ? .later : .done
+        }
         func tryWrite(
             offset: UInt64, lengthBytes: Int, from buffer: UnsafeRawPointer, client: any DeviceClient
         ) -> Inline {
