@@ -20,8 +20,8 @@ struct GenerationName {
 
     /// A generation's number.
     static func number(_ text: String, in form: String = "a number, as in 17") throws -> UInt64 {
-        guard !text.isEmpty, text.allSatisfy({ $0.isASCII && $0.isNumber }), let number = UInt64(text), number > 0
-        else {
+        // One way to write each, as in the names of exports.
+        guard text.first != "0", text.allSatisfy({ $0.isASCII && $0.isNumber }), let number = UInt64(text) else {
             throw ValidationError("'\(text)' is no generation: write \(form)")
         }
         return number

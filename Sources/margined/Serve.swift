@@ -13,9 +13,9 @@ struct Serve: AsyncParsableCommand {
             Prints 'ready' with its addresses once it serves. Every disk of the store can be attached by its name; \
             NAME?session=ID names the attachment, NAME@GENERATION is a read-only view of one generation.
 
-            SIGTERM and SIGINT drain: no new sessions, what is in flight is finished, disks are committed, exit 0. A second \
-            one ends at once; what was not committed stays in the journal of the scratch directory and is taken up at the \
-            next start. SIGHUP reads the configuration again and takes over what can change.
+            SIGTERM and SIGINT drain: no new sessions, what is in flight is finished, what is at a safe point is \
+            committed, disks whose clients have detached are given back, exit 0. A second one ends at once; what was not \
+            committed stays in the journal of the scratch directory and is taken up at the next start. SIGHUP reads the configuration again and takes over what can change.
 
             Everything in the configuration can also be set with --set; flags come before the file, the file before the \
             environment.

@@ -19,7 +19,8 @@ final class Life: @unchecked Sendable {  // as its world
     /// One collector's rounds take longer than the grace period, mostly.
     private let slowPageNs: UInt64
     private var forks: [String] = []
-    private var wanted: Set<String> = []
+    /// Forks that are to have a client, and what begins it.
+    private var wanted: [String: () -> Void] = [:]
     private var forkCount = 0
     private var isLocalizing = false
     private var copied: UInt64 = 0
@@ -241,7 +242,7 @@ final class Life: @unchecked Sendable {  // as its world
         let isClient =
             run.clients.count < 3 && source == client.disk && world.chance.one(in: 3)
             && run.heads[source]?.record != nil
-        if isClient { wanted.insert(name) } else { forks.append(name) }
+        if isClient { wanted[name] = {} } else { forks.append(name) }
         run.count("fork")
         do throws(CatalogError) {
             _ = try await catalog.fork(
@@ -249,13 +250,17 @@ final class Life: @unchecked Sendable {  // as its world
                 location: UInt8(world.chance.below(run.store.memories.count)))
             forkCount += 1
         } catch {
-            wanted.remove(name)
+            wanted[name] = nil
             throw error
         }
+        // One that had to be taken back has none.
+        wanted.removeValue(forKey: name)?()
     }
 
-    /// Whether the fork of this name that has just appeared is to have a client; asked once.
-    func wantsClient(_ name: String) -> Bool { wanted.remove(name) != nil }
+    /// Whether the fork of this name that has just appeared is to have a client.
+    func wantsClient(_ name: String) -> Bool { wanted[name] != nil }
+    /// Begins it once the fork is made.
+    func whenMade(_ name: String, _ begin: @escaping () -> Void) { wanted[name] = begin }
 
     /// Takes a client's disk back to an earlier generation.
     func goBack(_ client: SimClient) async {

@@ -332,7 +332,9 @@ final class SimClient: @unchecked Sendable {  // as its world
     private func write(_ connection: SimConnection, _ kind: DeviceRequest.Kind) async {
         var granules = pick(pagesOnly: kind == .trim)
         if isBursting, kind == .write {
-            let end = min(UInt32(model.sizeBytes / 256), granules.upperBound + UInt32(world.chance.below(1024)))
+            // No more than the smallest dirty memory takes at once.
+            let longest = min(UInt32(model.sizeBytes / 256), granules.lowerBound + 3072)
+            let end = min(longest, granules.upperBound + UInt32(world.chance.below(1024)))
             granules = granules.lowerBound..<max(granules.upperBound, end)
         }
         let fua = kind == .write && !isBursting && world.chance.one(in: 12)

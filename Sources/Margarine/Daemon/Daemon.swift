@@ -339,6 +339,7 @@ public final class Daemon: StatusSource {
     /// is out of reach delays no other.
     private func look(_ parts: Parts, at location: Location) async {
         let bucket = parts.store.heads(at: location.number).bucket
+        var isTold = false
         while true {
             let (intervalMs, isDraining) = state.withLock { ($0.settings.heartbeatIntervalMs, $0.isDraining) }
             if isDraining, !parts.disks.hasDisks { return }
@@ -347,8 +348,10 @@ public final class Daemon: StatusSource {
                     try await parts.grace.refresh(bucket, environment: environment)
                 }
                 if location.number == 0 { try await parts.collected.refresh(bucket, environment: environment) }
+                isTold = false
             } catch {
-                log.warning("how long a commit may take can't be asked: \(error)")
+                if !isTold { log.warning("how long a commit may take can't be asked: \(error); it is asked again") }
+                isTold = true
             }
             await parts.disks.checkOwnership(at: location.number)
             await environment.sleep(ns: UInt64(intervalMs) * 1_000_000)

@@ -215,7 +215,11 @@ extension Disk {
             startCommit()
             await context.environment.sleep(ns: 5_000_000)
         }
-        if lost == nil, session == nil, isClean { await giveBack() }
+        if lost != nil { return }
+        if session == nil, isClean { return await giveBack() }
+        log.notice(
+            "disk \(name) is not given back: \(active.dataBytes) bytes since its last safe point wait in the scratch directory, where \(session?.description ?? "its client") may go on after the next start"
+        )
     }
 
     // MARK: The end
