@@ -48,10 +48,10 @@ t_the_difference_of_two_generations_is_told() {
   m 1 disk diff a@1 a@9
   one_line
   m 1 disk diff a none
+  one_line
   # One way to write each generation, as in the names of exports.
   m 64 disk diff a@01 a
   has "$err" "'01' is no generation"
-  one_line
   run 1 bash -c "'$margined' disk diff a@1 a >/dev/full"
   one_line
 }

@@ -43,7 +43,9 @@ import Testing
         bed.kill()
     }
 
-    @Test("row 26: whoever goes away while the store takes his admission replaces nobody", arguments: ["d", "d?session=two"])
+    @Test(
+        "row 26: whoever goes away while the store takes his admission replaces nobody",
+        arguments: ["d", "d?session=two"])
     func aClientThatHasGoneIsTakenBack(_ other: String) async throws {
         let bed = try DiskBed()
         try await bed.create()
@@ -64,7 +66,7 @@ import Testing
         bed.kill()
     }
 
-    @Test("row 26: a session that came back within its window keeps what it was told, however long another one is being admitted")
+    @Test("row 26: a session that came back in time keeps what it was told while another one is being admitted")
     func whoCameBackInTimeLosesNothing() async throws {
         let bed = try DiskBed()
         try await bed.create { $0.resumeWindowMs = 300 }
