@@ -205,9 +205,12 @@ final class Run: @unchecked Sendable {  // as its world
         }
     }
 
-    /// A client for a fork.
-    private func addClient(ofFork name: String, _ source: SimClient, _ head: Head, _ model: Model) {
+    /// A client for a fork, whose first generation shows `seen`.
+    private func addClient(ofFork name: String, _ source: SimClient, _ head: Head, seen: [UInt32: UInt32]) {
         let number = clients.count
+        let model = Model(
+            forkOf: source.model, sizeBytes: head.sizeBytes, seen: seen, at: world.nextTick(),
+            firstNumber: source.model.numbers + 100_000)
         var shape = source.shape
         shape.isResized = false
         let client = SimClient(
@@ -344,10 +347,7 @@ final class Run: @unchecked Sendable {  // as its world
         if record.kind == .forked, let source = clients.first(where: { $0.disk == record.origin!.disk }),
             life!.wantsClient(name)
         {
-            let model = Model(
-                forkOf: source.model, sizeBytes: head.sizeBytes, seen: seen, at: world.nextTick(),
-                firstNumber: source.model.numbers + 100_000)
-            life!.whenMade(name) { [self] in addClient(ofFork: name, source, head, model) }
+            life!.whenMade(name) { [self] in addClient(ofFork: name, source, head, seen: seen) }
         }
     }
 
