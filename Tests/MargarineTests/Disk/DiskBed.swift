@@ -128,17 +128,19 @@ final class DiskBed: Sendable {
 /// What a bed's engine logs, for tests of that.
 struct LogLines: LogHandler {
     private final class Kept: Sendable {
-        let lines = Mutex<[String]>([])
+        let lines = Mutex<[(text: String, metadata: Logger.Metadata)]>([])
     }
     private let kept = Kept()
-    var all: [String] { kept.lines.withLock { $0 } }
+    var all: [String] { kept.lines.withLock { $0.map(\.text) } }
+    /// What the lines say under `key`, those that have it.
+    func values(of key: String) -> [String] { kept.lines.withLock { $0.compactMap { $0.metadata[key]?.description } } }
     var logLevel = Logger.Level.notice
     var metadata: Logger.Metadata = [:]
     subscript(metadataKey key: String) -> Logger.Metadata.Value? {
         get { metadata[key] }
         set { metadata[key] = newValue }
     }
-    func log(event: LogEvent) { kept.lines.withLock { $0.append("\(event.message)") } }
+    func log(event: LogEvent) { kept.lines.withLock { $0.append(("\(event.message)", event.metadata ?? [:])) } }
 }
 
 /// How many times longer to wait than usual: what a sanitizer makes slow is not broken.

@@ -87,7 +87,7 @@ import Testing
         let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
         let device = HesitantDevice()
         device.holds.store(true, ordering: .relaxed)
-        let (near, far) = try Bed.pair()
+        let (near, far) = try Sockets.pair()
         func run(_ work: @escaping @Sendable () -> Void) {
             loop.post(work)
             for _ in 0..<100 where loop.isReady { loop.step() }
@@ -132,7 +132,7 @@ import Testing
     @Test func aHandshakeGivesOthersTheirTurn() throws {
         let loop = Loop(name: "driven", clock: { 1 })
         let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
-        let (near, far) = try Bed.pair()
+        let (near, far) = try Sockets.pair()
         loop.post { context.welcome(far) }
         loop.step()
         var bytes: [UInt8] = [0, 0, 0, 3]
@@ -154,7 +154,7 @@ import Testing
         for count in 1...40 {
             let loop = Loop(name: "driven", clock: { 1 })
             let context = ServerContext(provider: NoExports(), loop: loop, limits: ConnectionLimits(), log: Self.quiet)
-            let (near, far) = try Bed.pair()
+            let (near, far) = try Sockets.pair()
             loop.post { context.welcome(far) }
             loop.step()
             var bytes: [UInt8] = [0, 0, 0, 3]
@@ -201,16 +201,9 @@ import Testing
 
         deinit { for loop in loops { loop.stop() } }
 
-        static func pair() throws -> (FileDescriptor, FileDescriptor) {
-            var ends: [Int32] = [-1, -1]
-            let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
-            try #require(socketpair(AF_UNIX, kind, 0, &ends) == 0)
-            return (FileDescriptor(owning: ends[0]), FileDescriptor(owning: ends[1]))
-        }
-
         /// A connection in its transmission phase.
         func connection(on loop: Loop, memory: Memory) async throws -> Connection {
-            let (client, server) = try Bed.pair()
+            let (client, server) = try Sockets.pair()
             let connection = await withCheckedContinuation { done in
                 loop.post { [self] in
                     let share = context.share(of: loop)
@@ -254,12 +247,7 @@ import Testing
         /// A request for `length` bytes, with the first `count` of its payload.
         static func request(_ command: NBD.Command, _ length: Int, of count: Int = 0) -> [UInt8] {
             var bytes: [UInt8] = []
-            bytes.appendWire(NBD.Magic.request)
-            bytes.appendWire(UInt16(0))
-            bytes.appendWire(command.rawValue)
-            bytes.appendWire(UInt64(7))
-            bytes.appendWire(UInt64(0))
-            bytes.appendWire(UInt32(length))
+            bytes.appendRequest(command, cookie: 7, offset: 0, lengthBytes: length)
             return bytes + [UInt8](repeating: 1, count: count)
         }
 
@@ -322,15 +310,5 @@ import Testing
         }
         func join(_ client: any DeviceClient, admission: AnyObject, ready: @escaping (AttachError?) -> Void) {}
         func leave(_ client: any DeviceClient, clean: Bool) {}
-    }
-
-    private struct NoExports: ExportProvider {
-        func list() async throws(AttachError) -> [ExportInfo] { [] }
-        func describe(_ exportName: String) async throws(AttachError) -> ExportInfo {
-            throw AttachError(.unknown, "no export")
-        }
-        func attach(_ exportName: String, client: ClientIdentity) async throws(AttachError) -> AttachedDevice {
-            throw AttachError(.unknown, "no export")
-        }
     }
 }
