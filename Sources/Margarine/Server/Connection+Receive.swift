@@ -219,6 +219,9 @@ extension Connection {
             return
         }
         guard let buffer = share.pool.take(rest) else { return end("no memory for what it sent") }
+        // Not in what an earlier request was granted and did not need: the exception would last as long as these bytes, which
+        // may be waiting for it.
+        returnUnneeded()
         holdAnyway(BufferPool.cost(rest))
         buffer.copyMemory(from: base + at, byteCount: rest)
         leftover = buffer
