@@ -10,15 +10,10 @@ import Testing
         let folder = FileManager.default.temporaryDirectory.appendingPathComponent("note-\(UUID().uuidString)")
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: folder) }
-        let run = Process()
-        run.executableURL = URL(fileURLWithPath: "/bin/sh")
         let (f, g) = (folder.appendingPathComponent("f").path, folder.appendingPathComponent("g").path)
-        run.arguments = [
-            "-c", "PATH=$PATH:/sbin:/usr/sbin; f=\(f); g=\(g); truncate -s 128M $f $g && (\(command)) >/dev/null 2>&1",
-        ]
-        try run.run()
-        run.waitUntilExit()
-        try #require(run.terminationStatus == 0, "e2fsprogs and btrfs-progs are needed")
+        let status = try shell(
+            "PATH=$PATH:/sbin:/usr/sbin; f=\(f); g=\(g); truncate -s 128M $f $g && (\(command)) >/dev/null 2>&1")
+        try #require(status == 0, "e2fsprogs and btrfs-progs are needed")
         let handle = try #require(FileHandle(forReadingAtPath: f))
         return [UInt8](try #require(try handle.read(upToCount: DiskContents.lengthBytes)))
     }

@@ -154,6 +154,18 @@ def standard():
     sys.exit(1 if status else 0)
 
 
+def serve_again(bed):
+    """The next client, once the server has seen the end of those before."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return bed.serve()
+        except AssertionError as error:
+            if "0x80000002" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def main():
     if len(sys.argv) == 1:
         standard()
@@ -194,7 +206,7 @@ def main():
                         test(bed)
                         bed.close()
                         # Whatever the test did, the next client is served.
-                        client = bed.serve()
+                        client = serve_again(bed)
                         client.alive()
                         client.disconnect()
                         passed += 1

@@ -50,7 +50,10 @@ def export_name_of_no_export_hangs_up(t):
 def export_name_that_is_no_string_hangs_up(t):
     for name in (b"a\0b", b"\xff\xfe", b"a" * 4097, b"a" * 100_000):
         client = t.haggle()
-        client.option(EXPORT_NAME, name)
+        try:
+            client.option(EXPORT_NAME, name)
+        except Closed:
+            continue  # before all of it was sent
         client.expect_closed()
 
 

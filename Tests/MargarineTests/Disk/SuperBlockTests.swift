@@ -9,12 +9,8 @@ import Testing
     private func image(_ checksum: String) throws -> [UInt8] {
         let path = FileManager.default.temporaryDirectory.appendingPathComponent("sb-\(UUID().uuidString)").path
         defer { try? FileManager.default.removeItem(atPath: path) }
-        let run = Process()
-        run.executableURL = URL(fileURLWithPath: "/bin/sh")
-        run.arguments = ["-c", "truncate -s 128M \(path) && mkfs.btrfs -q --csum \(checksum) \(path) >/dev/null 2>&1"]
-        try run.run()
-        run.waitUntilExit()
-        try #require(run.terminationStatus == 0, "mkfs.btrfs (btrfs-progs) is needed")
+        let status = try shell("truncate -s 128M \(path) && mkfs.btrfs -q --csum \(checksum) \(path) >/dev/null 2>&1")
+        try #require(status == 0, "mkfs.btrfs (btrfs-progs) is needed")
         let handle = try #require(FileHandle(forReadingAtPath: path))
         return [UInt8](try #require(try handle.read(upToCount: 128 << 10)))
     }
