@@ -15,7 +15,8 @@ struct Serve: AsyncParsableCommand {
 
             SIGTERM and SIGINT drain: no new sessions, what is in flight is finished, what is at a safe point is \
             committed, disks whose clients have detached are given back, exit 0. A second one ends at once; what was not \
-            committed stays in the journal of the scratch directory and is taken up at the next start. SIGHUP reads the configuration again and takes over what can change.
+            committed stays in the journal of the scratch directory and is taken up at the next start. \
+            SIGHUP reads the configuration again and takes over what can change.
 
             Everything in the configuration can also be set with --set; flags come before the file, the file before the \
             environment.

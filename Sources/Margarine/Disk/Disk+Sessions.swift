@@ -128,7 +128,7 @@ extension Disk {
 
     /// It does not end while a client of the session waits for another one's outcome: that one came back in time.
     private func windowIsOver() {
-        if returning == 0 || context.settings.fault == .failedAttachReplaces { return _ = happen(.windowEnded) }
+        if returning == 0 { return _ = happen(.windowEnded) }
         windowTimer = context.after(ns: 100_000_000) { [weak self] in self?.windowIsOver() }
     }
 

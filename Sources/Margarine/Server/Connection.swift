@@ -506,10 +506,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         pause = .budget
         // What an earlier request was granted and did not need is not kept while another one waits: nobody would get the
         // exception that it may be.
-        if promised > 0 {
-            promised = 0
-            unhold(0)
-        }
+        returnPromised()
         let over = held + bytes - share.limits.ownBytesPerConnection - charged
         precondition(over > 0 && waitID == nil)
         wanted = bytes
@@ -546,7 +543,11 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// What was granted to who waited, and was not needed after all (the device took the write at once when it was asked
     /// again), goes back.
     func returnUnneeded() {
-        guard promised > 0, leftover == nil, payload == nil else { return }
+        if leftover == nil, payload == nil { returnPromised() }
+    }
+
+    private func returnPromised() {
+        if promised == 0 { return }
         promised = 0
         unhold(0)
     }
