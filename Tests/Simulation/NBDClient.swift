@@ -360,8 +360,9 @@ final class NBDClient {
 
     // MARK: Replies
 
-    /// An error that a right request may meet: EIO, ENOMEM, ENOSPC, ESHUTDOWN.
-    private func isAllowed(_ error: UInt32) -> Bool { [5, 12, 28, 108].contains(error) }
+    /// An error that a right request may meet: EIO, ENOMEM, ENOSPC. Not ESHUTDOWN: a server that goes hangs up, and what it
+    /// has not answered is asked again.
+    private func isAllowed(_ error: UInt32) -> Bool { [5, 12, 28].contains(error) }
 
     private func simpleReply() {
         let error: UInt32 = integer(4)

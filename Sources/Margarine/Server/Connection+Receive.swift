@@ -107,7 +107,7 @@ extension Connection {
         var work = 0
         let turnBytes = share.limits.turnBytes
         let outstandingLimit = share.limits.requestsPerConnection
-        while endReason == nil {
+        while endReason == nil, !isDeaf {
             if skip > 0 {
                 let part = min(skip, count - at)
                 skip -= part
@@ -138,8 +138,11 @@ extension Connection {
             let behind = at + RequestHeader.lengthBytes
             let room = count - behind
             let length = Int(header.lengthBytes)
-            var verdict = rules.judge(header)
-            if isDraining, case .accept(let command) = verdict, command != .disconnect { verdict = .refuse(.shutdown) }
+            let verdict = rules.judge(header)
+            if isDraining, verdict != .accept(.disconnect) {
+                leaveUnanswered()
+                break
+            }
             switch verdict {
             case .accept(.read):
                 guard read(header) else { break }
@@ -202,6 +205,7 @@ extension Connection {
 
     /// Keeps what was not parsed: less than a header beside the connection, more in a buffer of its own.
     private func keep(_ base: UnsafeMutableRawPointer, _ at: Int, _ count: Int) {
+        if isDeaf { return releaseInput() }
         let rest = count - at
         // Without a whole header left there is nothing to come back for.
         if pause == .turn, rest < RequestHeader.lengthBytes { pause = .none }

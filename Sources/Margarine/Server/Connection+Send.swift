@@ -20,7 +20,9 @@ extension Connection {
     }
 
     /// An error: a chunk with a message once structured replies are agreed (never a simple reply to READ then).
+    /// ESHUTDOWN is not sent: see `leaveUnanswered`.
     func refuse(_ cookie: UInt64, isRead: Bool, _ error: NBD.ErrorCode) {
+        if error == .shutdown { return leaveUnanswered() }
         counters.errors += 1
         if rules.structuredReplies {
             let message = error.message

@@ -3,6 +3,8 @@
 // Always holds:
 // - It is touched by its device's loop only.
 // - Each request that was read is answered once, in any order, unless the connection ends before.
+// - None is answered ESHUTDOWN: what a server that goes can't do any more stays without an answer, and the connection ends.
+//   So the client asks again where it attaches next; an error would reach its file system.
 // - What a client may make the server hold is bounded (`ConnectionLimits`): at a bound nothing more is read from it,
 //   and nobody else notices.
 // - `device.leave` is called once for each `join`, unless the device refused it or ended the connection itself.
@@ -71,6 +73,9 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     /// While paused for requests: the bytes that the first one in line needs.
     var pausedBytes = 0
     var isDraining = false
+    /// A request was left without an answer because this server goes: nothing more that was sent is looked at, and the
+    /// connection ends once what is outstanding is answered.
+    private(set) var isDeaf = false
     /// The socket takes no more bytes: nothing is read until it does.
     var isBlocked = false
     var isDirty = false
@@ -225,7 +230,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     var canRead: Bool {
-        state == .serving && pause == .none && leftover == nil && (isHeld ? isTakingIn : !isBlocked)
+        state == .serving && !isDeaf && pause == .none && leftover == nil && (isHeld ? isTakingIn : !isBlocked)
     }
     /// Held off, and short of the place that it is read up to; then it is read though its client does not take replies, within
     /// the bounds of what it may hold.
@@ -239,6 +244,10 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     /// Brings everything that depends on the state in line with it; the last thing after each activity.
     func settle() {
+        if isDeaf, state == .serving {
+            releaseInput()
+            returnPromised()
+        }
         if state == .ending, outstanding == 0 {
             leave(clean: true)
             close(gently: false)
@@ -298,7 +307,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     package func absorb(isFirst: Bool) -> Bool {
         share.loop.assertOwner()
-        if state == .joining || state == .ending || state == .closing { return true }
+        if state == .joining || state == .ending || state == .closing || isDeaf { return true }
         let isNew = isFirst || !isHeld
         if isNew {
             // What an earlier join held off has arrived by now.
@@ -345,12 +354,18 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     // MARK: Ending
 
-    /// Finishes what is outstanding, then hangs up; requests that come meanwhile are answered ESHUTDOWN.
+    /// Finishes what is outstanding, then hangs up; requests that come meanwhile stay without an answer.
     func drain() {
         share.loop.assertOwner()
         isDraining = true
         if state == .joining { return }
         settle()
+    }
+
+    /// A request is not answered, for this server goes. `settle` follows.
+    func leaveUnanswered() {
+        isDraining = true
+        isDeaf = true
     }
 
     /// After DISC the client has gone without waiting for the last replies.

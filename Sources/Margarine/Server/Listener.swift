@@ -56,9 +56,9 @@ package final class Listener: Sendable {
         try? await context.onLoop { [context] in context.closeDoors() }
     }
 
-    /// Ends all connections: what is in flight is finished and answered, requests that come meanwhile are answered
-    /// ESHUTDOWN, unfinished handshakes too. Returns when none is left; those that are after `timeoutMs` are cut. True if
-    /// none had to be.
+    /// Ends all connections: what is in flight is finished and answered, requests that come meanwhile are not, unfinished
+    /// handshakes are answered ESHUTDOWN. Returns when none is left; those that are after `timeoutMs` are cut. True if none
+    /// had to be.
     @discardableResult
     package func drain(timeoutMs: UInt64) async -> Bool {
         await stopAccepting()
