@@ -15,8 +15,11 @@ let plain: [SwiftSetting] = [
     .enableUpcomingFeature("MemberImportVisibility"),
     .treatAllWarnings(as: .error),
 ]
+/// Release builds don't look for overlapping accesses at run time (Docs/Decisions/0016-exclusivity.md). The sanitizers' builds and
+/// the fuzzer's do: Scripts/sanitize.sh and Scripts/fuzz.sh say so behind this, and the last word counts.
+let unchecked: SwiftSetting = .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release))
 /// ... and what is fuzzed. The fuzzer itself is not, or it would look for new ways through itself.
-let strict = plain + (isFuzzing ? [.unsafeFlags(fuzzed)] : [])
+let strict = plain + [unchecked] + (isFuzzing ? [.unsafeFlags(fuzzed)] : [])
 
 func system(_ name: String, pkgConfig: String, apt: String) -> Target {
     .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([apt])])

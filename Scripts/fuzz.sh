@@ -28,7 +28,7 @@ done
 find_swift
 fuzzer=$root/.build-fuzz/release/margarine-fuzz
 mkdir -p var/fuzz
-if ! MARGARINE_FUZZ=1 swift build -c release -Xswiftc -enable-testing --sanitize=address --build-path .build-fuzz \
+if ! MARGARINE_FUZZ=1 swift build -c release -Xswiftc -enable-testing -Xswiftc -enforce-exclusivity=checked --sanitize=address --build-path .build-fuzz \
   --product margarine-fuzz >var/fuzz/build.log 2>&1; then
   grep -E 'error:' var/fuzz/build.log | head -n 20 >&2
   echo "fuzz.sh: the build failed, see var/fuzz/build.log" >&2

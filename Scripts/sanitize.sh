@@ -52,8 +52,8 @@ step() {
 
 for kind in "${kinds[@]}"; do
   path=.build-$kind
-  # gold, the linker by default, stumbles over the debug information of a sanitized build.
-  flags=(-c release -Xswiftc -enable-testing -Xswiftc -use-ld=lld --sanitize="$kind" --build-path "$path")
+  # gold, the linker by default, stumbles over the debug information of a sanitized build. Overlapping accesses are looked for here.
+  flags=(-c release -Xswiftc -enable-testing -Xswiftc -enforce-exclusivity=checked -Xswiftc -use-ld=lld --sanitize="$kind" --build-path "$path")
   build() { swift build "${flags[@]}" --build-tests && swift build "${flags[@]}" --product margined && swift build "${flags[@]}" --product nbdbench-server; }
   step "$kind-build" build || continue
   # What Thread Sanitizer cannot see by itself.
