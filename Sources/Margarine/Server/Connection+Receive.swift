@@ -94,7 +94,7 @@ extension Connection {
             end(reason)
             return
         }
-        returnUnneeded()
+        returnPromised()
         settle()
     }
 
@@ -108,6 +108,9 @@ extension Connection {
         let turnBytes = share.limits.turnBytes
         let outstandingLimit = share.limits.requestsPerConnection
         while endReason == nil, !isDeaf {
+            // What the first request was granted and did not need is not the next one's, which stands in line for its own:
+            // with a part of the exception in its hands it would wait for ever for the rest.
+            if at > 0 { returnPromised() }
             if skip > 0 {
                 let part = min(skip, count - at)
                 skip -= part
@@ -207,6 +210,8 @@ extension Connection {
     private func keep(_ base: UnsafeMutableRawPointer, _ at: Int, _ count: Int) {
         if isDeaf { return releaseInput() }
         let rest = count - at
+        // Nor is it kept, in a pause, from all who wait; and received bytes are not counted in it.
+        returnPromised()
         // Without a whole header left there is nothing to come back for.
         if pause == .turn, rest < RequestHeader.lengthBytes { pause = .none }
         if let leftover, base == leftover + leftoverAt {
@@ -223,9 +228,6 @@ extension Connection {
             return
         }
         guard let buffer = share.pool.take(rest) else { return end("no memory for what it sent") }
-        // Not in what an earlier request was granted and did not need: the exception would last as long as these bytes, which
-        // may be waiting for it.
-        returnUnneeded()
         holdAnyway(BufferPool.cost(rest))
         buffer.copyMemory(from: base + at, byteCount: rest)
         leftover = buffer

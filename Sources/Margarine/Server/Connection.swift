@@ -556,12 +556,9 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     }
 
     /// What was granted to who waited, and was not needed after all (the device took the write at once when it was asked
-    /// again), goes back.
-    func returnUnneeded() {
-        if leftover == nil, payload == nil { returnPromised() }
-    }
-
-    private func returnPromised() {
+    /// again), goes back. The request that it is for comes first in the next turn, and has used it then or never will.
+    @inline(__always)
+    func returnPromised() {
         if promised == 0 { return }
         promised = 0
         unhold(0)

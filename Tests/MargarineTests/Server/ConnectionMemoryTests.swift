@@ -63,6 +63,18 @@ import Testing
         try await bed.wait("nothing is held") { bed.context.availableBytes == 0 }
     }
 
+    /// It was the exception, and nobody else was served as long as the journal of a disk had no room.
+    @Test func whatOneRequestDidNotNeedIsNotKeptWhileOthersAreUnanswered() async throws {
+        let bed = try Bed { $0.requestsPerConnection = 1 }
+        bed.device.isJournalFull.store(true, ordering: .relaxed)
+        let connection = try await bed.connection(on: bed.loops[0], memory: .short)
+        bed.send(Bed.request(.write, 100 << 10, of: 100 << 10) + Bed.request(.flush, 0), to: connection)
+        try await bed.wait("it is taken, and not answered") { bed.device.tries == 2 }
+        let other = try await bed.connection(on: bed.loops[0], memory: .short)
+        bed.send(Bed.request(.read, 20 << 10), to: other)
+        try await bed.wait("another one has its turn") { bed.received(other) == Reply.simpleBytes + (20 << 10) }
+    }
+
     /// Its payload was not read any more, and after ten seconds it was closed as silent.
     @Test("row 16: a request of which a part had arrived when another connection joined is read to its end")
     func aRequestUnderWayIsReadToItsEnd() async throws {
@@ -283,6 +295,7 @@ import Testing
         private let count = Atomic<Int>(0)
         /// Requests are kept until `release`.
         let holds = Atomic<Bool>(false)
+        let isJournalFull = Atomic<Bool>(false)
         /// On the connection's loop.
         private nonisolated(unsafe) var held: [DeviceRequest] = []
         let submitted = Atomic<Int>(0)
@@ -297,7 +310,9 @@ import Testing
             let isFirst = count.add(1, ordering: .relaxed).newValue == 1
             return isFirst || holds.load(ordering: .relaxed) ? .later : .done
         }
-        func endTurn(client: any DeviceClient) -> TurnEnd { .acknowledged }
+        func endTurn(client: any DeviceClient) -> TurnEnd {
+            isJournalFull.load(ordering: .relaxed) ? .pending(turn: 1) : .acknowledged
+        }
         func submit(_ request: DeviceRequest) {
             if !holds.load(ordering: .relaxed) { Issue.record("nothing is submitted") }
             held.append(request)
