@@ -171,6 +171,17 @@ public enum Sockets {
         return setsockopt(fd, level, option, &value, socklen_t(MemoryLayout<Int32>.size)) == 0
     }
 
+    /// The last `count` bytes of those that have arrived and were not read, or as many as there are. nil: there are too many to
+    /// look at. Copies them all.
+    public static func peekEnd(_ fd: Int32, _ count: Int) -> [UInt8]? {
+        let arrived = arrivedBytes(fd)
+        if arrived > 16 << 20 { return nil }
+        let room = UnsafeMutableRawBufferPointer.allocate(byteCount: max(arrived, 1), alignment: 16)
+        defer { room.deallocate() }
+        let peeked = recv(fd, room.baseAddress, arrived, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
+        return Array(room[..<max(0, peeked)].suffix(count))
+    }
+
     /// The TCP port that a socket is bound to; nil on a unix socket.
     public static func localPort(_ descriptor: FileDescriptor) -> UInt16? {
         SocketAddress { getsockname(descriptor.raw, $0, $1) }?.port

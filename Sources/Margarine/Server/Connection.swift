@@ -83,6 +83,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
     private var hasLeft = false
     private var isWatched = false
     private var watched: Events = []
+    /// The last that its client will ever send is DISC.
+    private var hasSaidGoodbye = false
 
     /// The beginning of a request's header: 27 bytes at most.
     let carry = UnsafeMutableRawPointer.allocate(byteCount: RequestHeader.lengthBytes, alignment: 8)
@@ -209,7 +211,14 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         case .serving where canRead:
             receive()
         case .serving:
-            if events.contains(.hangup) { end("the client went away") }
+            guard events.contains(.hangup) else { break }
+            if watched.contains(.hangup), endsWithDisconnect() {
+                // It may still listen. One that is broken is told of again.
+                hasSaidGoodbye = true
+                rewatch()
+            } else {
+                end("the client went away")
+            }
         case .ending:
             // It does not wait for our replies; what it asked for before DISC is finished all the same.
             if events.contains(.hangup) { mute() }
@@ -273,6 +282,27 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         rewatch()
     }
 
+    /// Waits for what may take long: its client may give it up meanwhile, and send the same requests on another connection.
+    /// Then they must not take effect here, perhaps after newer ones.
+    private var mayBeGivenUp: Bool {
+        state == .serving && (pause == .budget || pause == .requests) && !isBlocked && !hasSaidGoodbye
+    }
+
+    /// Whether the last of what has arrived, and was not looked at yet, is DISC.
+    private func endsWithDisconnect() -> Bool {
+        let size = RequestHeader.lengthBytes
+        guard let unread = Sockets.peekEnd(fd, size) else { return true }
+        var last = unread
+        if let leftover {
+            let kept = UnsafeRawBufferPointer(start: leftover + leftoverAt, count: leftoverBytes - leftoverAt)
+            last = kept.suffix(size - unread.count) + unread
+        }
+        guard last.count == size, let header = last.withUnsafeBytes({ RequestHeader($0.baseAddress!) }) else {
+            return false
+        }
+        return header.type == NBD.Command.disconnect.rawValue
+    }
+
     private var hasRoomAgain: Bool {
         outstanding <= share.limits.requestsPerConnection / 2
             && held <= min(share.limits.bytesPerConnection / 2, share.limits.bytesPerConnection - pausedBytes)
@@ -284,6 +314,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         var wanted: Events = []
         if isBlocked { wanted.insert(.writable) }
         if canRead || isLingering { wanted.insert(.readable) }
+        if mayBeGivenUp { wanted.insert(.hangup) }
         if wanted == watched { return }
         watched = wanted
         share.loop.rewatch(fd, wanted)

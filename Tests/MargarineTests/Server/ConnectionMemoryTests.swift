@@ -75,6 +75,26 @@ import Testing
         try await bed.wait("another one has its turn") { bed.received(other) == Reply.simpleBytes + (20 << 10) }
     }
 
+    /// Its client had given it up, and sent the same on another connection; here it took effect once there was memory, over
+    /// what was written since.
+    @Test(arguments: [false, true])
+    func whatAClientGaveUpIsNotWaitedForMemoryWith(isKept: Bool) async throws {
+        let bed = try Bed()
+        let connection = try await bed.connection(on: bed.loops[0], memory: .gone)
+        // With goodbye at its end the client may still listen.
+        let goodbye = isKept ? Bed.request(.disconnect, 0) : []
+        bed.send(Bed.request(.write, 8 << 10, of: 8 << 10) + goodbye, to: connection)
+        try await bed.wait("it waits") { bed.device.tries == 1 }
+        shutdown(bed.client(of: connection), Int32(SHUT_WR))
+        if isKept {
+            try await Task.sleep(for: .milliseconds(200))
+            #expect(bed.ended.load(ordering: .relaxed) == 0)
+        } else {
+            try await bed.wait("it is over") { bed.ended.load(ordering: .relaxed) == 1 }
+        }
+        #expect(bed.device.tries == 1)
+    }
+
     /// Its payload was not read any more, and after ten seconds it was closed as silent.
     @Test("row 16: a request of which a part had arrived when another connection joined is read to its end")
     func aRequestUnderWayIsReadToItsEnd() async throws {
