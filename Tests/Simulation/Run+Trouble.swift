@@ -61,8 +61,8 @@ extension Run {
     func trouble() {
         guard !isCalm, world.violation == nil else { return }
         // A small scratch disk is full more often than others.
-        let kind = shape.isTight && world.chance.one(in: 8) ? .full : Trouble.random(&world.chance)
-        if !without.contains(kind) {
+        let kind = shape.isTight && world.chance.one(in: stages < 3 ? 5 : 8) ? .full : Trouble.random(&world.chance)
+        if !without.contains(kind), world.nowNs >= quietUntilNs {
             meet(kind, world.chance.below(2), clients.randomElement(using: &world.chance)!)
         }
         world.after(world.chance.ns(1_000_000...longestPeaceNs)) { [self] in trouble() }
@@ -102,7 +102,7 @@ extension Run {
             guard let server else { return }
             count("scratch disk that is full once")
             server.scratch.failNext(.write, errno: 28)
-        case .full: fill(machine, client)
+        case .full: fill(client)
         case .coldPages: cool(machine)
         case .bitRot: rot(server)
         case .failingScratch:
@@ -174,24 +174,32 @@ extension Run {
         world.after(world.chance.ns(1_000_000...longestNs)) { [self] in start(machine) }
     }
 
-    /// Often twice: the second one comes while the first has not been got over. And often when much is in the journals.
+    /// Often something comes before the first one has been got over: a second one, or a kill, which leaves everything that
+    /// recovery did not remove. And often when much is in the journals, of which nothing was synced.
     private func losePower(_ machine: Int) {
         guard world.chance.one(in: 2) else { return restart(machine, .power, "loss of power") }
         let fillsUp = world.chance.one(in: 2) && !without.contains(.obstacle)
         let firstNs = fillsUp ? world.chance.ns(100_000_000...3_000_000_000) : 0
-        if fillsUp {
-            count("blocks that can't be stored, and then a loss of power")
-            obstacles[machine].add(
-                Obstacle(
-                    kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
-                    untilNs: world.nowNs + firstNs))
-        }
         let secondNs = firstNs + world.chance.ns(50_000_000...5_000_000_000)
-        for ns in [firstNs, secondNs] {
+        if fillsUp { fillJournals(machine, firstNs, untilNs: world.chance.one(in: 2) ? firstNs : secondNs) }
+        let second = world.chance.one(in: 2) ? Loss.power : .window
+        for (ns, loss) in [(firstNs, Loss.power), (secondNs, second)] {
             world.after(ns) { [self] in
-                if !isCalm { restart(machine, .power, "loss of power", longestNs: 200_000_000) }
+                let what = loss == .power ? "loss of power" : "kill"
+                if !isCalm { restart(machine, loss, what, longestNs: 200_000_000) }
             }
         }
+    }
+
+    /// No block can be stored for a while, and for a moment before power is lost clients write much.
+    private func fillJournals(_ machine: Int, _ lossNs: UInt64, untilNs: UInt64) {
+        count("blocks that can't be stored, and then a loss of power")
+        obstacles[machine].add(
+            Obstacle(
+                kind: .block, disk: nil, writes: true, effect: .hang(inFront: true), untilNs: world.nowNs + untilNs))
+        let there = clients.indices.filter { home[$0] == machine }.map { clients[$0] }
+        let burstNs = min(lossNs, world.chance.ns(20_000_000...400_000_000))
+        world.after(lossNs - burstNs) { for client in there { client.burst(for: burstNs) } }
     }
 
     /// A client goes to the other server. What the first one has not committed is lost to it.
@@ -232,14 +240,19 @@ extension Run {
 
     /// A scratch disk stays full for a while, or only one disk's journal finds no room while others do, and those may be
     /// filling up. Clients are cut meanwhile, and go back, and the server may not live to see the end of it.
-    private func fill(_ machine: Int, _ any: SimClient) {
+    private func fill(_ any: SimClient) {
+        guard let number = clients.firstIndex(where: { $0 === any }) else { return }
+        let machine = home[number]
         let there = clients.indices.filter { home[$0] == machine }
         let lastsNs = world.chance.ns(10_000_000...15_000_000_000)
-        let client = there.randomElement(using: &world.chance).map { clients[$0] } ?? any
-        if shape.isTight, there.count > 1, world.chance.one(in: 2) {
+        if shape.journalBytes < shape.journalPerDiskBytes, there.count > 1, stages < 3, !world.chance.one(in: 4) {
+            // One that is soon rolled back, and may not go on after that.
             let short = there.filter { heads[clients[$0].disk].map { $0.options.resumeWindowMs < 1_000 } ?? false }
-            let first = short.randomElement(using: &world.chance).map { clients[$0] } ?? client
-            return fillBeside(machine, first, for: lastsNs)
+            let named = short.filter {
+                clients[$0].who.own != nil && clients[$0].who.guest == nil && !clients[$0].live.isEmpty
+            }
+            let first = (named.isEmpty ? short : named).randomElement(using: &world.chance).map { clients[$0] }
+            return fillBeside(machine, first ?? any, for: 1_000_000_000 + lastsNs / 4)
         }
         var firstNs: UInt64 = 0
         if shape.isTight, !world.chance.one(in: 4), !without.contains(.obstacle) {
@@ -250,34 +263,55 @@ extension Run {
                     kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
                     untilNs: world.nowNs + firstNs + partNs(of: lastsNs)))
         }
-        world.after(firstNs) { [self] in if !isCalm { fill(machine, client, for: lastsNs) } }
+        world.after(firstNs) { [self] in if !isCalm { fill(machine, any, for: lastsNs) } }
     }
 
     /// One writes much and flushes nothing, until its journal is the one that others will ask for room. That finds none itself
-    /// then, and its client goes; now the others write.
+    /// then, and its client goes. Once it was rolled back the others write, until they ask. Nothing else goes wrong meanwhile,
+    /// or it would seldom come to that.
     private func fillBeside(_ machine: Int, _ client: SimClient, for lastsNs: UInt64) {
         guard let server = servers[machine] else { return }
         count("journals that fill up side by side")
-        client.isBursting = true
+        stages += 1
+        quietUntilNs = world.nowNs + 8_000_000_000
+        client.isItselfUntilNs = quietUntilNs
+        client.burst(for: 4_000_000_000)
+        clearWay(machine)
         store.net.run { [self] in
-            defer { client.isBursting = false }
-            for _ in 0..<600 {
-                await world.sleep(world.chance.ns(1_000_000...10_000_000))
-                guard !isCalm, servers[machine] === server, !server.clock.isStopped else { return }
+            for _ in 0..<1500 {
+                await world.sleep(world.chance.ns(500_000...4_000_000))
+                guard !isCalm, servers[machine] === server, !server.clock.isStopped else { return quietUntilNs = 0 }
                 if await server.isInTheWay(client.disk) { break }
             }
-            let others = clients.indices.filter { home[$0] == machine && clients[$0] !== client }.map { clients[$0] }
-            for other in others { other.isBursting = true }
+            // What no journal takes stays in the dirty memory, and the others need some.
+            client.burst(for: 0)
+            quietUntilNs = world.nowNs + lastsNs + 5_000_000_000
+            client.isItselfUntilNs = quietUntilNs
+            fill(machine, client, for: lastsNs, alone: true)
+            for _ in 0..<100 where servers[machine] === server && !server.clock.isStopped {
+                if await server.owesRollBack(client.disk) {
+                    count("a roll-back that finds no room in its journal")
+                    break
+                }
+                await world.sleep(10_000_000)
+            }
+            clearWay(machine)
             if !without.contains(.obstacle) {
                 obstacles[machine].add(
                     Obstacle(
                         kind: .block, disk: nil, writes: true, effect: .hang(inFront: true),
                         untilNs: world.nowNs + partNs(of: lastsNs)))
             }
-            fill(machine, client, for: lastsNs, alone: true)
-            await world.sleep(lastsNs)
-            for other in others { other.isBursting = false }
+            for other in clients.indices where home[other] == machine && clients[other] !== client {
+                clients[other].burst(for: lastsNs)
+            }
         }
+    }
+
+    /// Nothing is in the way of what a server asks of the store.
+    private func clearWay(_ machine: Int) {
+        obstacles[machine].removeAll()
+        for bucket in servers[machine]?.buckets ?? [] { bucket.faults.isDown = false }
     }
 
     /// Blocks can be stored again with the end of it, or commits go on while there still is no room.
@@ -293,11 +327,12 @@ extension Run {
         }
         count(path.isEmpty ? "full scratch disk" : "no room for one disk's journal")
         server.scratch.fail(.write, errno: 28, path: path)
-        if !world.chance.one(in: 4) {
-            let staysAway = world.chance.one(in: 2)
-            world.after(world.chance.ns(0...200_000_000)) { if staysAway { client.goAway() } else { client.cutAll() } }
+        if alone || !world.chance.one(in: 4) {
+            let staysAway = alone || world.chance.one(in: 2)
+            let longestNs: UInt64 = alone ? 1_000_000 : 200_000_000
+            world.after(world.chance.ns(0...longestNs)) { if staysAway { client.goAway() } else { client.cutAll() } }
         }
-        let isKilled = !world.chance.one(in: path.isEmpty ? 2 : 4)
+        let isKilled = !world.chance.one(in: alone ? 8 : path.isEmpty ? 2 : 4)
         world.after(lastsNs) { [self] in
             if isKilled, servers[machine] === server, !isCalm { restart(machine, .window, "kill") }
             server.scratch.fail(.write, errno: nil)

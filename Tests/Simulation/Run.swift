@@ -57,9 +57,15 @@ final class Run: @unchecked Sendable {  // as its world
     /// Kinds of trouble that are left out.
     let without: Set<Trouble>
     private let changesOptions: Bool
+    /// All begin at one server.
+    private let isGathered: Bool
     /// The longest time from one trouble to the next.
     private(set) var longestPeaceNs: UInt64 = 16_000_000_000
     private(set) var isCalm = false
+    /// No other trouble begins before: several disks are brought where they must be for one that is rare.
+    var quietUntilNs: UInt64 = 0
+    /// How often that was done.
+    var stages = 0
     /// Servers find no manifest page in memory that they had before.
     var isForgetful = false
     private let operations: Int
@@ -72,7 +78,11 @@ final class Run: @unchecked Sendable {  // as its world
         self.without = without
         obstacles = [Obstacles(world), Obstacles(world)]
         changesOptions = world.chance.one(in: 3)
-        let count = [1, 1, 1, 2, 2, 3, 4].randomElement(using: &world.chance)!
+        let isTight = world.chance.one(in: 4)
+        // In tight worlds disks are in each other's way.
+        let counts = isTight ? [1, 2, 2, 2, 3, 4] : [1, 1, 1, 2, 2, 3, 4]
+        let count = counts.randomElement(using: &world.chance)!
+        isGathered = isTight && !world.chance.one(in: 4)
         // All disks together have as much to do as one and a half alone.
         self.operations = count < 2 ? operations : operations * 3 / (2 * count)
         store = SimStore(world, locations: world.chance.one(in: 3) ? 2 : 1)
@@ -90,13 +100,12 @@ final class Run: @unchecked Sendable {  // as its world
         shape.fault = fault
         trustsStoredBytes = fault == .unverifiedSlice
         shape.commitIntervalMs = [20, 200, 2_000].randomElement(using: &world.chance)!
-        let isTight = world.chance.one(in: 4)
         shape.isTight = isTight
         if isTight {
             shape.journalPerDiskBytes = 4 << 20
             // With the least of them, whoever writes asks the others for room.
             shape.journalBytes = world.chance.one(in: 3) ? 6 << 20 : 2 << 20
-            shape.dirtyBytes = 1 << 20
+            shape.dirtyBytes = world.chance.one(in: 2) ? 2 << 20 : 1 << 20
         } else if world.chance.one(in: 2) {
             shape.dirtyBytes = 1 << 20
         } else if world.chance.one(in: 3) {
@@ -151,12 +160,13 @@ final class Run: @unchecked Sendable {  // as its world
         var options = DiskOptions()
         options.safePoints = SafePointRule.allCases.randomElement(using: &world.chance)!
         options.durability = Durability.allCases.randomElement(using: &world.chance)!
-        options.resumeWindowMs = [0, 300, 60_000].randomElement(using: &world.chance)!
+        options.resumeWindowMs = (isTight ? [0, 300, 300, 60_000] : [0, 300, 60_000])
+            .randomElement(using: &world.chance)!
         var client = SimClient.Shape()
         client.workers = 1 + world.chance.below(6)
         client.connections = 1 + world.chance.below(3)
         client.anyInstant = isTight
-        client.isNamed = !world.chance.one(in: 3)
+        client.isNamed = !world.chance.one(in: isTight ? 6 : 3)
         client.isLazy = world.chance.one(in: isTight ? 2 : 4)
         client.content =
             switch options.safePoints {
@@ -186,7 +196,7 @@ final class Run: @unchecked Sendable {  // as its world
     private func add(_ client: SimClient) {
         let number = clients.count
         let name = client.disk
-        home.append(world.chance.below(2))
+        home.append(isGathered ? 0 : world.chance.below(2))
         clients.append(client)
         client.isHostile = isHostile
         client.options.changesRule = changesOptions

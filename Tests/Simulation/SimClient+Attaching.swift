@@ -81,7 +81,8 @@ extension SimClient {
             phase = "between"
             let hasLeftFileSystem = shape.content == .leftFileSystem && hasWrittenSuper && !isFileSystem
             let oneIn = hasLeftFileSystem ? 8 : who.session != nil ? 120 : 24
-            if isHostile, !live.isEmpty, !without.contains(.leaving), world.chance.one(in: oneIn) { await leave() }
+            let mayLeave = isHostile && world.nowNs >= isItselfUntilNs && !without.contains(.leaving)
+            if mayLeave, !live.isEmpty, world.chance.one(in: oneIn) { await leave() }
             if isHostile, !live.isEmpty, world.chance.one(in: 150) { cutAll() }
             await world.sleep(world.chance.ns(100_000...max(30_000_000, min(thinkNs / 4, 2_000_000_000))))
         }
@@ -105,6 +106,7 @@ extension SimClient {
         guard isHostile else { return }
         if world.nowNs < awayUntilNs { await world.sleep(awayUntilNs - world.nowNs) }
         if !without.contains(.comebacks), world.chance.one(in: 4) { await tryTheDead() }
+        if world.nowNs < isItselfUntilNs { return }
         if who.guest == nil, !without.contains(.guests), world.chance.one(in: 6) {
             who.beginGuest(&world.chance)
             if world.chance.one(in: 2) { hinder() }
@@ -161,6 +163,10 @@ extension SimClient {
     /// An attachment of `session` came to nothing. A failed one changes nothing for others.
     private func refused(_ error: AttachError, _ session: String?, byServer: Bool) {
         if !byServer, session != deaths.attached { deaths.othersMayHaveBeenServed = true }
+        // Nothing here damages a journal: what power loss or a kill leaves of one is no damage.
+        if byServer, error.description.contains("journal can't be taken up") {
+            return world.violate("\(disk) is refused, and its journal is good: \(error)")
+        }
         let isForEver = byServer && error.kind == .refused && error.description.contains("can't go on")
         if isForEver, let session {
             if session == deaths.attached {

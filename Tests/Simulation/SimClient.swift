@@ -101,8 +101,11 @@ final class SimClient: @unchecked Sendable {  // as its world
     var hasFlooded = false
     /// It does not attach before.
     var awayUntilNs: UInt64 = 0
-    /// It writes as much as it can, and flushes seldom.
-    var isBursting = false
+    /// It neither leaves nor becomes somebody else before.
+    var isItselfUntilNs: UInt64 = 0
+    /// It writes as much as it can until then, and flushes seldom.
+    private var burstsUntilNs: UInt64 = 0
+    private var isBursting: Bool { world.nowNs < burstsUntilNs }
     /// It asks for block status as often as for all else.
     var isLooking = false
     /// Kinds of trouble that it does not make.
@@ -239,6 +242,8 @@ final class SimClient: @unchecked Sendable {  // as its world
     }
 
     // MARK: Working
+
+    func burst(for ns: UInt64) { burstsUntilNs = world.nowNs + ns }
 
     private func work() async {
         while world.violation == nil, operations < operationLimit {

@@ -166,6 +166,11 @@ final class SimServer: @unchecked Sendable {  // as its world
         return held.contains { $0 > limit / 2 }
     }
 
+    /// Whether the disk was rolled back, and its journal does not say so yet.
+    func owesRollBack(_ name: String) async -> Bool {
+        await manager.forEachDisk { disk in disk.name == name && disk.journal.isMissingEnds }.contains(true)
+    }
+
     /// Of the common budget for requests and replies; below 0: overdrawn.
     var freeRequestBytes: Int { requests?.availableBytes ?? network.budgetBytes }
     private var requests: RequestBudget?
