@@ -106,7 +106,7 @@ final class SimClient: @unchecked Sendable {  // as its world
     /// It writes as much as it can until then, and flushes seldom.
     private var burstsUntilNs: UInt64 = 0
     private var isBursting: Bool { world.nowNs < burstsUntilNs }
-    /// It asks for block status as often as for all else.
+    /// It empties slices, fills others, and asks what is a hole.
     var isLooking = false
     /// Kinds of trouble that it does not make.
     var without: Set<Trouble> = []
@@ -278,36 +278,50 @@ final class SimClient: @unchecked Sendable {  // as its world
 
     private func operate(_ connection: SimConnection) async {
         if isBursting, !world.chance.one(in: 8) { return await write(connection, .write) }
-        if isLooking, world.chance.one(in: 2) { return await status(connection) }
+        if isLooking, !world.chance.one(in: 8) { return await look(connection) }
         switch world.chance.below(100) {
         case 0..<52: await write(connection, .write)
         case 52..<72: await read(connection)
         case 72..<79: await status(connection)
         case 79: await cache(connection)
         case 80..<88 where shape.isLazy && !world.chance.one(in: 12): await write(connection, .write)
-        case 80..<88:
-            if !isFileSystem || isCommitting || world.chance.one(in: 4) {
-                _ = await flush(connection)
-            } else {
-                await commitTransaction(connection)
-            }
+        case 80..<88: await makeSafePoint(connection)
         case 88..<94: await write(connection, .trim)
         default: await write(connection, .writeZeroes)
         }
     }
 
     /// Some granules, mostly where others are too, and where slices, blocks and the disk end.
+    /// Slices of which nothing is stored get their first bytes, and others are emptied, while somebody asks what is a hole.
+    private func look(_ connection: SimConnection) async {
+        switch world.chance.below(7) {
+        case 0: await write(connection, .trim)
+        case 1, 2: await write(connection, .write)
+        case 3: await makeSafePoint(connection)
+        default: await status(connection)
+        }
+    }
+
+    private func makeSafePoint(_ connection: SimConnection) async {
+        if !isFileSystem || isCommitting || world.chance.one(in: 4) {
+            _ = await flush(connection)
+        } else {
+            await commitTransaction(connection)
+        }
+    }
+
     private func pick(pagesOnly: Bool) -> Range<UInt32> {
         let size = UInt32(model.sizeBytes / 256)
         // A file system leaves its super block to its commits.
         let first = shape.content == .plain ? 0 : SuperBlockPattern.granules.upperBound
         // Here and there a slice of which nothing is stored, or all of one.
-        if pagesOnly, world.chance.one(in: 12) {
+        if pagesOnly, world.chance.one(in: isLooking ? 2 : 12) {
             let slice = UInt32(1 + world.chance.below(8))
             return slice * 2048..<(slice + 1) * 2048
         }
-        if !pagesOnly, world.chance.one(in: 10) {
-            let start = UInt32(world.chance.below(Int(size / 2048))) * 2048 + 512
+        if !pagesOnly, world.chance.one(in: isLooking ? 2 : 10) {
+            let slice = isLooking ? 1 + world.chance.below(8) : world.chance.below(Int(size / 2048))
+            let start = UInt32(slice) * 2048 + 512
             return start..<start + UInt32(16 * (1 + world.chance.below(3)))
         }
         let zones: [UInt32] = [first, 2048 - 64, 65_536 - 96, 65_536 * 2 - 32, size - 256, 5000]
