@@ -253,6 +253,8 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     /// Brings everything that depends on the state in line with it; the last thing after each activity.
     func settle() {
+        // Whoever holds the memory that it waits for may go on for long, and then it would not be carried out either.
+        if isDraining, pause == .budget { leaveUnanswered() }
         if isDeaf, state == .serving {
             releaseInput()
             returnPromised()
@@ -261,7 +263,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
             leave(clean: true)
             close(gently: false)
         } else if state == .serving, isDraining, outstanding == 0, send.pointee.isEmpty, payload == nil, skip == 0,
-            leftover == nil
+            leftover == nil, !hasMoreToRead
         {
             leave(clean: false)
             close(gently: true)
@@ -282,10 +284,13 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         rewatch()
     }
 
-    /// Waits for what may take long: its client may give it up meanwhile, and send the same requests on another connection.
-    /// Then they must not take effect here, perhaps after newer ones.
+    /// Before it hangs up: what has arrived may be DISC, and then its client was done.
+    private var hasMoreToRead: Bool { canRead && Sockets.arrivedBytes(fd) > 0 }
+
+    /// Waits for what may take long, and is not read: its client may give it up meanwhile, and send the same requests on
+    /// another connection. Then they must not take effect here, perhaps after newer ones.
     private var mayBeGivenUp: Bool {
-        state == .serving && (pause == .budget || pause == .requests) && !isBlocked && !hasSaidGoodbye
+        state == .serving && (pause == .budget || pause == .requests || isDeaf) && !isBlocked && !hasSaidGoodbye
     }
 
     /// Whether the last of what has arrived, and was not looked at yet, is DISC.
@@ -385,7 +390,7 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
 
     // MARK: Ending
 
-    /// Finishes what is outstanding, then hangs up; requests that come meanwhile stay without an answer.
+    /// Finishes what is outstanding, then hangs up; requests that come meanwhile, or wait for memory, stay without an answer.
     func drain() {
         share.loop.assertOwner()
         isDraining = true
