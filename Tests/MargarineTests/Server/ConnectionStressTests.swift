@@ -20,6 +20,13 @@ import Testing
     func everyRequestIsAnsweredAndAllMemoryComesBack(seed: UInt64) throws {
         try StressRun(seed).run()
     }
+
+    /// Clients finish, and the server is stopped in the middle, or the disk is gone and says so: nothing that came later is
+    /// carried out, nobody is answered ESHUTDOWN, and every connection ends.
+    @Test(.serialized, arguments: Array(StressRun.endingFrom..<StressRun.endingFrom + 60))
+    func everyConnectionEndsWithTheServer(seed: UInt64) throws {
+        try StressRun(seed).run()
+    }
 }
 
 /// The first thing that was not as it should be: what comes behind it is its consequence.
@@ -47,6 +54,11 @@ private final class StressRun: @unchecked Sendable {  // used by one thread
     private var clients: [StressClient] = []
     /// Clients hang up, stall and send nonsense; the device disconnects them.
     private let isRough: Bool
+    private let isEnding: Bool
+    /// In how many steps the server goes, or the disk; from then on nothing new is answered.
+    private var stepsLeft: Int
+    private let isDiskGone: Bool
+    private var isFlushDue = false
     private var lastCookie: UInt64 = 0
 
     init(_ seed: UInt64) throws {
@@ -65,6 +77,9 @@ private final class StressRun: @unchecked Sendable {  // used by one thread
         if random.one(in: 4) { limits.mapsAtMostBytes = 256 << 10 }
         capacity = random.pick([20 << 10, 200 << 10, 2 << 20, 64 << 20])
         isRough = random.one(in: 3)
+        isEnding = seed >= Self.endingFrom
+        stepsLeft = isEnding && !random.one(in: 4) ? 1 + random.below(50) : .max
+        isDiskGone = isEnding && random.one(in: 4)
         context = ServerContext(
             provider: NoExports(), loop: loop, limits: limits, log: Logger(label: "quiet") { _ in LogLines() },
             budgetBytes: capacity)
@@ -106,8 +121,18 @@ private final class StressRun: @unchecked Sendable {  // used by one thread
 
     // MARK: Steps
 
+    /// Seeds from here on: those below are to find what they found.
+    static let endingFrom: UInt64 = 10_000
+
     private func step() {
+        stepsLeft -= 1
+        if stepsLeft == 0 { endService() }
         let client = clients[random.below(clients.count)]
+        if isEnding, random.one(in: 50) {
+            if random.one(in: 2) { client.disconnect() }
+            client.send(.max)
+            client.sayNoMore()
+        }
         switch random.below(20) {
         case 0..<4: ask(client)
         case 4..<8: client.send(random.pick([1, 27, 28, 100, 4 << 10, 64 << 10, 1 << 20]))
@@ -151,8 +176,22 @@ private final class StressRun: @unchecked Sendable {  // used by one thread
     }
 
     private func drain(_ client: StressClient) {
-        client.isDrained = true
-        onLoop { client.connection?.drain() }
+        onLoop {
+            client.connection?.drain()
+            client.isDrained = true
+        }
+    }
+
+    /// The server goes, or the disk: then a connection hears of it by its next request only.
+    private func endService() {
+        onLoop { [self] in
+            device.isGone = isDiskGone
+            for client in clients {
+                if !isDiskGone { client.connection?.drain() }
+                client.isDrained = true
+            }
+        }
+        if isDiskGone { isFlushDue = true }
     }
 
     private func onLoop(_ work: @escaping @Sendable () -> Void) {
@@ -174,6 +213,9 @@ private final class StressRun: @unchecked Sendable {  // used by one thread
     private func settle() {
         let mayStall = clock.ns.withLock { $0 } >= UInt64(limits.stallSeconds - 1) * 1_000_000_000
         if mayStall { for client in clients { client.expected.append("the client was too slow") } }
+        if isFlushDue {
+            for client in clients { client.ask(.flush, [], lastCookie + 1, lengthBytes: 0, isInside: true) }
+        }
         var idleRounds = 0
         var moved = 0
         while idleRounds < 200, !fault.isFound, !clients.allSatisfy(\.isSettled) {

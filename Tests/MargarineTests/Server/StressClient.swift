@@ -36,12 +36,17 @@ final class StressClient: @unchecked Sendable {  // used by one thread
 
     /// How the reasons begin for which its connection may end.
     var expected: [String] = []
-    /// The server was asked to finish with it: what it had not read by then is not answered.
+    /// The server was asked to finish with it: what it had not read by then is not answered, and what is asked for from then
+    /// on, `late`, never carried out.
     var isDrained = false
+    private var late: Set<UInt64> = []
     private(set) var isOver = false
     private var hasDisconnected = false
     private var hasHungUp = false
     private var saysNoMore = false
+    private var hasFinished = false
+    /// No nonsense comes behind DISC.
+    private var endsWithDisconnect = false
     private var isAtEnd = false
 
     init(_ socket: FileDescriptor, isStructured: Bool, _ device: StressDevice, _ fault: StressFault) {
@@ -68,18 +73,21 @@ final class StressClient: @unchecked Sendable {  // used by one thread
         output.appendRequest(command, flags: flags, cookie: cookie, offset: offset, lengthBytes: length)
         if command == .write { output += StressContent.at(offset, length) }
         open[cookie] = Request(command: command, offset: offset, lengthBytes: length)
+        if isDrained { late.insert(cookie) }
     }
 
     func disconnect() {
         if saysNoMore { return }
         saysNoMore = true
         hasDisconnected = true
+        endsWithDisconnect = true
         output.appendRequest(.disconnect, cookie: 0, offset: 0, lengthBytes: 0)
     }
 
     /// Also behind DISC, where nobody reads it.
     func sayNonsense(_ count: Int) {
         saysNoMore = true
+        endsWithDisconnect = false
         expected.append("a request without NBD_REQUEST_MAGIC")
         output += [UInt8](repeating: 0x41, count: count)
     }
@@ -88,6 +96,15 @@ final class StressClient: @unchecked Sendable {  // used by one thread
         hasHungUp = true
         expected += ["the client hung up", "the client went away", "sending", "receiving"]
         close()
+    }
+
+    /// It has said all it has to say, and still listens. Behind DISC that is no reason to end.
+    func sayNoMore() {
+        guard output.isEmpty, socket.raw >= 0 else { return }
+        saysNoMore = true
+        hasFinished = true
+        if !endsWithDisconnect { expected += ["the client hung up", "the client went away"] }
+        _ = shutdown(socket.raw, Int32(SHUT_WR))
     }
 
     func closeAtEnd() { if isAtEnd { close() } }
@@ -134,16 +151,21 @@ final class StressClient: @unchecked Sendable {  // used by one thread
     /// Nothing is to be waited for any more.
     var isSettled: Bool {
         if isOver { return isAtEnd || hasHungUp }
-        return open.isEmpty && output.isEmpty && !hasDisconnected && !hasHungUp && !isDrained
+        // Who sends no whole request any more does not hear that the disk has gone.
+        let mustEnd = isDrained && !(device.isGone && saysNoMore)
+        return open.isEmpty && output.isEmpty && !hasDisconnected && !hasHungUp && !hasFinished && !mustEnd
     }
 
     /// When all has settled.
     func judge() {
         let reasons = lines.values(of: "reason")
+        // Its DISC was behind what is not looked at any more.
+        if isDrained, hasFinished { expected.append("the client went away") }
         if let reason = reasons.first(where: { reason in !expected.contains { reason.hasPrefix($0) } }) {
             fault.found("a connection ended: \(reason)")
         }
         if isOver, reasons.isEmpty, !hasDisconnected, !isDrained { fault.found("a connection ended without a word") }
+        if !late.isDisjoint(with: device.done) { fault.found("what came after the drain was carried out") }
         if !isSettled {
             let unsent = output.count - sentBytes
             fault.found("nothing moves any more, \(open.count) requests are open, \(unsent) bytes unsent")
@@ -257,7 +279,9 @@ final class StressClient: @unchecked Sendable {  // used by one thread
 
     private func finish(_ cookie: UInt64, _ request: Request, _ error: UInt32) {
         open[cookie] = nil
+        if error == NBD.ErrorCode.shutdown.rawValue { fault.found("ESHUTDOWN") }
         let isNothing = request.lengthBytes == 0 && request.command != .flush && request.command != .blockStatus
+        if late.contains(cookie), !device.isGone { fault.found("an answer to what came after the drain") }
         if device.done.contains(cookie) || isNothing {
             if error != 0 { fault.found("error \(error) for a \(request.command) that was done") }
         } else if error == 0 {

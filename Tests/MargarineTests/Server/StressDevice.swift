@@ -51,6 +51,8 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
     private var random: SeededRandom
     private let fault: StressFault
     private let disconnects: Bool
+    /// It is gone, and tells so, but does not end its connections.
+    var isGone = false
     private var held: [DeviceRequest] = []
     /// Writes taken in the turn under way, and in turns that are not in the journal, by their cookies.
     private var taken: [UInt64] = []
@@ -82,13 +84,19 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
         offset: UInt64, lengthBytes: Int, from buffer: UnsafeRawPointer, client: any DeviceClient
     ) -> Inline {
         check(offset, lengthBytes, buffer)
+        checkIsHere(client)
         let answer = answerNow()
         if case .done = answer { taken.append(Self.cookie(offset)) }
         return answer
     }
 
+    private func checkIsHere(_ client: any DeviceClient) {
+        if !clients.contains(where: { $0 === client }) { fault.found("a request of a connection that has left") }
+    }
+
     private func answerNow() -> Inline {
-        switch random.below(10) {
+        if isGone { return .failed(.shutdown) }
+        return switch random.below(10) {
         case 0: .failed(.io)
         case 1..<5: .later
         default: .done
@@ -103,6 +111,7 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
         let cookies = taken
         taken = []
         if disconnects, random.one(in: 100) { disconnect(client) }
+        if isGone { return .failed(.shutdown) }
         switch random.below(6) {
         case 0: return .failed(.io)
         case 1, 2:
@@ -117,6 +126,7 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
 
     func submit(_ request: DeviceRequest) {
         if request.kind == .write { checkPayload(request) }
+        checkIsHere(request.client)
         held.append(request)
     }
 
@@ -148,8 +158,8 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
         let request = held.remove(at: random.below(held.count))
         // Its bytes are as they were.
         if request.kind == .write { checkPayload(request) }
-        if random.one(in: 10) {
-            request.error = .io
+        if isGone || random.one(in: 10) {
+            request.error = isGone ? .shutdown : .io
         } else {
             if request.kind == .read, let buffer = request.buffer {
                 StressContent.copy(request.offset, Int(request.lengthBytes), to: buffer)
@@ -170,7 +180,7 @@ final class StressDevice: BlockDevice, @unchecked Sendable {  // used by one thr
     /// The oldest turns come to the journal, or fail to.
     func journalSome() {
         guard let last = pending.randomElement(using: &random)?.turn else { return }
-        let error: DeviceError? = random.one(in: 8) ? .io : nil
+        let error: DeviceError? = isGone ? .shutdown : random.one(in: 8) ? .io : nil
         let count = pending.prefix { $0.turn <= last }.count
         if error == nil { for turn in pending[..<count] { done.formUnion(turn.cookies) } }
         pending.removeFirst(count)
