@@ -168,6 +168,7 @@ extension Run {
     // MARK: Machines
 
     private func restart(_ machine: Int, _ loss: Loss, _ what: String, longestNs: UInt64 = 3_000_000_000) {
+        if isCalm { isKilledInCalm = true }
         guard servers[machine] != nil else { return }
         count(what)
         stop(machine, loss)

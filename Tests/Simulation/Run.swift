@@ -62,6 +62,9 @@ final class Run: @unchecked Sendable {  // as its world
     /// The longest time from one trouble to the next.
     private(set) var longestPeaceNs: UInt64 = 16_000_000_000
     private(set) var isCalm = false
+    /// A server whose scratch disk failed before is started anew. If its client had just ended, its session may stay in the head:
+    /// it has lost nothing, and may go on.
+    var isKilledInCalm = false
     /// No other trouble begins before: several disks are brought where they must be for one that is rare.
     var quietUntilNs: UInt64 = 0
     /// How often that was done.
@@ -516,11 +519,22 @@ final class Run: @unchecked Sendable {  // as its world
         }
         if world.violation == nil, !isOver {
             return world.violate(
-                "what clients left behind cleanly was not committed, and the disks given back, in 300 s: \(servers.map { $0?.state ?? "down" })"
+                "what clients left behind cleanly was not committed, and the disks given back, in 300 s: \(unfinished)"
             )
         }
         comeToRest()
         life?.finish()
+    }
+
+    /// What heads and servers say in the end, for people.
+    private var unfinished: String {
+        let states = servers.map { $0.map { "\($0.state), \($0.connectionCount) connections" } ?? "down" }
+        let disks = clients.map { client in
+            guard let head = heads[client.disk] else { return "\(client.disk) has no head" }
+            let (owner, session) = (head.owner.map { "\($0)" }, head.session.map { "\($0)" })
+            return "\(client.disk) has owner \(owner ?? "none"), session \(session ?? "none")"
+        }
+        return (states + disks).joined(separator: "; ")
     }
 
     /// Nobody uses anything any more: then servers hold nothing.
@@ -540,7 +554,9 @@ final class Run: @unchecked Sendable {  // as its world
     }
 
     private func isCommitted(_ client: SimClient) -> Bool {
-        guard let head = heads[client.disk], head.owner == nil, head.session == nil else { return false }
+        guard let head = heads[client.disk], head.owner == nil, head.session == nil || isKilledInCalm else {
+            return false
+        }
         if foundCommitted[client.disk] == head { return true }
         let end = UInt32(client.model.sizeBytes / UInt64(Pattern.granuleBytes))
         let touched = client.model.touched.filter { $0 < end }
