@@ -168,8 +168,8 @@ extension Run {
     // MARK: Machines
 
     private func restart(_ machine: Int, _ loss: Loss, _ what: String, longestNs: UInt64 = 3_000_000_000) {
-        if isCalm { isKilledInCalm = true }
         guard servers[machine] != nil else { return }
+        if isCalm { isKilledInCalm = true }
         count(what)
         stop(machine, loss)
         world.after(world.chance.ns(1_000_000...longestNs)) { [self] in start(machine) }

@@ -291,7 +291,6 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
     }
 
-    /// Some granules, mostly where others are too, and where slices, blocks and the disk end.
     /// Slices of which nothing is stored get their first bytes, and others are emptied, while somebody asks what is a hole.
     private func look(_ connection: SimConnection) async {
         switch world.chance.below(7) {
@@ -310,6 +309,7 @@ final class SimClient: @unchecked Sendable {  // as its world
         }
     }
 
+    /// Some granules, mostly where others are too, and where slices, blocks and the disk end.
     private func pick(pagesOnly: Bool) -> Range<UInt32> {
         let size = UInt32(model.sizeBytes / 256)
         // A file system leaves its super block to its commits.

@@ -279,6 +279,21 @@ extension Connection {
         writeOwned(current.header, current.buffer)
     }
 
+    /// Whether the last of what has arrived, and was not looked at yet, is DISC.
+    func endsWithDisconnect() -> Bool {
+        let size = RequestHeader.lengthBytes
+        guard let unread = Sockets.peekEnd(fd, size) else { return true }
+        var last = unread
+        if let leftover {
+            let kept = UnsafeRawBufferPointer(start: leftover + leftoverAt, count: leftoverBytes - leftoverAt)
+            last = kept.suffix(size - unread.count) + unread
+        }
+        guard last.count == size, let header = last.withUnsafeBytes({ RequestHeader($0.baseAddress!) }) else {
+            return false
+        }
+        return header.type == NBD.Command.disconnect.rawValue
+    }
+
     /// Gives back everything that came in and was not made a request yet.
     func releaseInput() {
         releaseLeftover()

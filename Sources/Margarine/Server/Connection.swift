@@ -293,21 +293,6 @@ package final class Connection: EventHandler, DeviceClient, @unchecked Sendable 
         state == .serving && (pause == .budget || pause == .requests || isDeaf) && !isBlocked && !hasSaidGoodbye
     }
 
-    /// Whether the last of what has arrived, and was not looked at yet, is DISC.
-    private func endsWithDisconnect() -> Bool {
-        let size = RequestHeader.lengthBytes
-        guard let unread = Sockets.peekEnd(fd, size) else { return true }
-        var last = unread
-        if let leftover {
-            let kept = UnsafeRawBufferPointer(start: leftover + leftoverAt, count: leftoverBytes - leftoverAt)
-            last = kept.suffix(size - unread.count) + unread
-        }
-        guard last.count == size, let header = last.withUnsafeBytes({ RequestHeader($0.baseAddress!) }) else {
-            return false
-        }
-        return header.type == NBD.Command.disconnect.rawValue
-    }
-
     private var hasRoomAgain: Bool {
         outstanding <= share.limits.requestsPerConnection / 2
             && held <= min(share.limits.bytesPerConnection / 2, share.limits.bytesPerConnection - pausedBytes)
